@@ -1,0 +1,44 @@
+# Every target does its own set-up: on a fresh machine with Python 3.11, git and make, `make demo` or `make test` is enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Two threads for the whole machine would fight with the frames in flight, each of which has a thread of its own.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo    upscale the sample clip; prints where the video and the before/after picture are"
+	@echo "make test    run the tests"
+	@echo "make check   ruff format --check, ruff check, mypy --strict"
+	@echo "make format  let ruff rewrite the code"
+	@echo "make clean   remove the virtual environment and the demo's files"
+
+# torch goes first and alone: any other package that asks for it first would bring another build (constraints.txt).
+# spandrel, the tests' reference HAT, goes without its dependencies: its torchvision would pull a newer torch.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'spandrel==0.4.2'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python -m pipelines.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
