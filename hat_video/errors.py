@@ -4,7 +4,7 @@ Every message is one line that shows the value, what is allowed and what to do n
 a caller would expect, so `except OSError` and `except ValueError` work as they should::
 
     HatVideoError
-    ├── UsageError (ValueError)          the request itself cannot be met: no model of that scale, two outputs of one name
+    ├── UsageError (ValueError)          the request cannot be met: no model of that scale, two outputs of one name
     ├── OptionError (ValueError)         an option has a value that is not allowed, or the encoder does not know it
     ├── SourceError (OSError)            the source is missing, unreadable, not video, or damaged beyond use
     ├── ModelError (ValueError)          unknown model, checkpoint of another network, damaged or non-finite weights

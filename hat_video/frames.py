@@ -67,10 +67,10 @@ class PixelFormat:
 
 @dataclass(frozen=True, slots=True)
 class ColorInfo:
-    """How code values stand for colours. Code points are those of ITU-T H.273, which FFmpeg uses too; 2 is unspecified."""
+    """How code values stand for colours, in the code points of ITU-T H.273, which FFmpeg uses too; 2 is unspecified."""
 
     matrix: int
-    """Matrix coefficients: 1 BT.709, 5 and 6 BT.601, 9 BT.2020; 0 RGB. Never 2: the probe settles what a file leaves open."""
+    """1 BT.709, 5 and 6 BT.601, 9 BT.2020, 0 RGB. Never 2: the probe settles what a file leaves open."""
     primaries: int
     """Colour primaries."""
     transfer: int
@@ -102,7 +102,7 @@ class VideoInfo:
     sample_aspect_ratio: Fraction = Fraction(1)
     """Width of a sample over its height."""
     display_matrix: tuple[int, ...] | None = None
-    """The nine 16.16 (2.30 in the last column) fixed-point entries that turn the coded picture upright; None for none."""
+    """The nine fixed-point entries (16.16, last column 2.30) that turn the coded picture upright; None for none."""
     is_interlaced: bool = False
     """True where the decoder marks frames as interlaced."""
 
@@ -125,7 +125,9 @@ class FrameBatch:
     def __post_init__(self) -> None:
         for k, plane in enumerate(self.planes):
             if plane.ndim != 3 or plane.shape[0] != len(self.pts):
-                raise ValueError(f"plane {k} has shape {tuple(plane.shape)}; with {len(self.pts)} pts it must be (N, h, w)")
+                raise ValueError(
+                    f"plane {k} has shape {tuple(plane.shape)}; with {len(self.pts)} pts it must be (N, h, w)"
+                )
 
     def __len__(self) -> int:
         return len(self.pts)

@@ -1,0 +1,130 @@
+"""The whole road against the network alone, and peak memory against length.
+
+    python benchmarks/road.py            # writes benchmarks/results/road.json
+
+Model-bound: the sample clip through `upscale_file` with the default model, and the same decoded frames through the
+network alone with as many frames in flight, in turns in one process. Memory: the peak resident size of the command on
+the sample clip and on one twenty times as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import av
+import torch
+
+from hat_video import UpscaleOptions, Upscaler, load_model, open_source, upscale_file
+from hat_video.color import to_rgb
+from hat_video.inference.double_buffer import map_in_flight
+
+ROOT = Path(__file__).parents[1]
+CLIP = ROOT / "samples" / "bbb_320x180.mp4"
+RESULT = ROOT / "benchmarks" / "results" / "road.json"
+
+
+def network_alone(upscaler: Upscaler, jobs: int) -> float:
+    """Seconds for the network on all frames of the clip, decoded and converted beforehand."""
+    with open_source(CLIP) as source:
+        frames = [to_rgb(batch.planes, source.info.pixel_format, source.info.color) for batch in source.read()]
+    began = time.perf_counter()
+    for _ in map_in_flight(upscaler, frames, workers=jobs, stop=threading.Event()):
+        pass
+    return time.perf_counter() - began
+
+
+def whole_road(jobs: int) -> tuple[float, dict[str, float]]:
+    """Seconds for the clip from file to proven file, and the report's stages."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        report = upscale_file(CLIP, Path(folder) / "out.mp4", UpscaleOptions(jobs=jobs))
+        return time.perf_counter() - began, report.seconds
+
+
+def repeated(times: int, path: Path) -> None:
+    """Writes the sample's video `times` over, packets copied, with shifted timestamps."""
+    with av.open(str(path), "w") as out:
+        stream, shift = None, 0
+        for _ in range(times):
+            with av.open(str(CLIP)) as container:
+                video = container.streams.video[0]
+                stream = stream or out.add_stream_from_template(video, opaque=True)
+                end = 0
+                for packet in container.demux(video):
+                    if packet.dts is None:
+                        continue
+                    end = max(end, packet.pts + packet.duration)
+                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
+                    out.mux(packet)
+                shift += end
+
+
+def peak_mebibytes(source: Path, folder: Path) -> float:
+    """Peak resident size of the command, in MiB, from the operating system's own account of the finished process."""
+    output = folder / f"{source.stem}_out.mp4"
+    command = [sys.executable, "-m", "hat_video", "upscale", str(source), "-o", str(output), "-q"]
+    command += ["--model", "bicubic", "--scale", "2", "--preset", "ultrafast", "--jobs", "2"]
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(command)} failed")
+    return usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    upscaler = Upscaler(load_model("hat-nano", scale=2))
+    rounds = []
+    for _ in range(arguments.rounds):
+        alone = network_alone(upscaler, arguments.jobs)
+        wall, stages = whole_road(arguments.jobs)
+        rounds.append({"network_seconds": alone, "road_seconds": wall, "ratio": wall / alone, "stages": stages})
+        print(f"network {alone:.2f} s, road {wall:.2f} s, ratio {wall / alone:.3f}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        short, long = folder / "short.mp4", folder / "long.mp4"
+        repeated(1, short)
+        repeated(20, long)
+        memory = {"short_mib": peak_mebibytes(short, folder), "long_mib": peak_mebibytes(long, folder)}
+    memory["ratio"] = memory["long_mib"] / memory["short_mib"]
+    print(
+        f"peak memory {memory['short_mib']:.0f} MiB, 20 times as long {memory['long_mib']:.0f} MiB, ratio {memory['ratio']:.3f}"
+    )
+    result = {
+        "command": "python benchmarks/road.py",
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cpus": os.cpu_count(),
+            "system": platform.system(),
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "av": av.__version__},
+        "clip": CLIP.name,
+        "model": "hat-nano x2",
+        "precision": upscaler.precision,
+        "frames_in_flight": arguments.jobs,
+        "rounds": rounds,
+        "median_ratio": statistics.median(entry["ratio"] for entry in rounds),
+        "peak_memory": memory,
+    }
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"median ratio {result['median_ratio']:.3f}; written to {RESULT.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

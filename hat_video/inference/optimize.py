@@ -1,0 +1,328 @@
+"""Exact rewrites: a loaded HAT becomes a network that computes the same function with far fewer bytes moved.
+
+- Position biases are looked up once and kept as (heads, n, m); so are the queries' 1/sqrt(d), inside q's weights.
+- Heads of a width that kernels dislike (30) are padded with zeros (to 32) in the weights.
+- The shift mask is no tensor of its own per window: after the roll only the last row and column of windows are split,
+  so there are four kinds of window, and two small masks.
+- `conv_scale` sits in the channel gate, so the convolutions' output is touched once.
+- The residual trunk, the only place where fp16 overflows, is scaled by 2^-k: folded into the weights of what writes to
+  it and into the eps of the LayerNorms that read from it. In fp32 the result is the same to the bit.
+- Activations stay (B, H, W, C); permuting them *is* channels_last, so convolutions copy nothing.
+
+The module is built once and never changes, so several threads may call it at the same time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hat_video.model.hat import HAB, HAT, OCAB, RHAG, WindowAttention
+
+__all__ = ["FastHAT", "optimize"]
+
+# Logits of this many elements stay in a core's cache between the two products around the softmax (measured).
+_CHUNK_ELEMENTS = 1 << 19
+
+
+def optimize(network: HAT, *, dtype: torch.dtype, device: torch.device, trunk_exponent: int = 0) -> FastHAT:
+    """The inference form of a network.
+
+    Args:
+        network: in fp32 or fp64; is not changed.
+        dtype: of the arithmetic: float32, bfloat16, float16, or float64 for tests.
+        device: where it will run.
+        trunk_exponent: k, the residual trunk is carried as 2^-k of itself.
+    """
+    return FastHAT(network, dtype, 2.0**-trunk_exponent).to(device).eval().requires_grad_(False)
+
+
+class _Weights(nn.Module):
+    """A weight and a bias in the dtype of the arithmetic; prepared in fp64."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        weight = weight.detach().to(dtype)
+        if weight.ndim == 4:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+
+
+class _Norm(_Weights):
+    """LayerNorm over the last axis. Where the trunk is scaled by a, eps is scaled by a^2 and nothing else changes."""
+
+    def __init__(
+        self, norm: nn.LayerNorm, dtype: torch.dtype, *, input_scale: float, output_scale: float = 1.0
+    ) -> None:
+        super().__init__(norm.weight.double() * output_scale, norm.bias.double() * output_scale, dtype)
+        self.eps = norm.eps * input_scale**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class _Linear(_Weights):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class _Conv(_Weights):
+    """3x3 convolution of a (B, C, H, W) view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, padding=1)
+
+
+def _conv(layer: nn.Module, dtype: torch.dtype, *, bias_scale: float = 1.0) -> _Conv:
+    if not isinstance(layer, nn.Conv2d) or layer.bias is None:
+        raise TypeError(f"{type(layer).__name__} is not a convolution with bias")
+    return _Conv(layer.weight, layer.bias.double() * bias_scale, dtype)
+
+
+def _padded_head(width: int) -> int:
+    """Kernels want a multiple of 8."""
+    return -(-width // 8) * 8
+
+
+def _fold_qkv(qkv: nn.Linear, heads: int, dtype: torch.dtype) -> _Linear:
+    """Rows (q | k | v, head, lane): q scaled by 1/sqrt(d), lanes padded with zeros."""
+    channels = qkv.in_features
+    width = channels // heads
+    scale = torch.tensor([width**-0.5, 1.0, 1.0], dtype=torch.float64, device=qkv.weight.device)
+    pad = _padded_head(width) - width
+    weight = qkv.weight.double().view(3, heads, width, channels) * scale[:, None, None, None]
+    weight = F.pad(weight, (0, 0, 0, pad)).flatten(0, 2)
+    bias = None
+    if qkv.bias is not None:
+        bias = F.pad(qkv.bias.double().view(3, heads, width) * scale[:, None, None], (0, pad)).flatten()
+    return _Linear(weight, bias, dtype)
+
+
+def _fold_proj(proj: nn.Linear, heads: int, trunk: float, dtype: torch.dtype) -> _Linear:
+    width = proj.in_features // heads
+    weight = proj.weight.double().view(-1, heads, width)
+    weight = F.pad(weight, (0, _padded_head(width) - width)).flatten(1)
+    return _Linear(weight * trunk, proj.bias.double() * trunk, dtype)
+
+
+def _fold_bias(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1, heads, n, m)."""
+    return table.detach()[index].permute(2, 0, 1)[None].contiguous().to(dtype)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor) -> None:
+    """softmax(q k^T + bias) v, per window and head.
+
+    Args:
+        q: (W, n, heads, d), already scaled.
+        k: (W, m, heads, d).
+        v: likewise.
+        bias: (1 or W, heads, n, m).
+        out: (W, n, heads, d), written.
+    """
+    if q.dtype not in (torch.bfloat16, torch.float16) or q.is_cuda:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        mask = bias.expand(q.shape[0], -1, -1, -1)
+        out.copy_(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2))
+        return
+    # On a CPU the fused kernel computes its products in fp32; the half-width ones are up to twice as fast.
+    step = max(1, _CHUNK_ELEMENTS // (q.shape[1] * k.shape[1]))
+    for head in range(q.shape[2]):
+        for start in range(0, q.shape[0], step):
+            part = slice(start, start + step)
+            logits_bias = bias[part, head] if bias.shape[0] > 1 else bias[:, head]
+            logits = torch.baddbmm(logits_bias, q[part, :, head], k[part, :, head].transpose(1, 2))
+            out[part, :, head] = torch.bmm(logits.softmax(-1), v[part, :, head])
+
+
+class _FastWindowAttention(nn.Module):
+    """(S)W-MSA on (B, H, W, C)."""
+
+    bias: Tensor
+    row_mask: Tensor
+    column_mask: Tensor
+
+    def __init__(self, attention: WindowAttention, size: int, shift: int, trunk: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.size, self.shift, self.heads = size, shift, attention.num_heads
+        self.qkv = _fold_qkv(attention.qkv, self.heads, dtype)
+        self.proj = _fold_proj(attention.proj, self.heads, trunk, dtype)
+        self.register_buffer("bias", _fold_bias(attention.relative_position_bias_table, attention.index, dtype))
+        if shift:
+            wrapped = torch.arange(size) >= size - shift
+            rows, columns = wrapped.repeat_interleave(size), wrapped.repeat(size)
+            self.register_buffer("row_mask", (rows[:, None] != rows[None]).to(dtype) * -100)
+            self.register_buffer("column_mask", (columns[:, None] != columns[None]).to(dtype) * -100)
+
+    def forward(self, y: Tensor) -> Tensor:
+        batch, height, width, channels = y.shape
+        size, rows, columns = self.size, height // self.size, width // self.size
+        if self.shift:
+            y = y.roll((-self.shift, -self.shift), (1, 2))
+        windows = y.view(batch, rows, size, columns, size, channels).transpose(2, 3).reshape(-1, size * size, channels)
+        qkv = self.qkv(windows).view(windows.shape[0], size * size, 3, self.heads, -1)
+        out = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
+        if self.shift:
+            self._attend_shifted(qkv, out, batch, rows, columns)
+        else:
+            _attend(*qkv.unbind(2), self.bias, out)
+        z = self.proj(out.flatten(2))
+        z = z.view(batch, rows, columns, size, size, channels).transpose(2, 3).reshape(batch, height, width, channels)
+        return z.roll((self.shift, self.shift), (1, 2)) if self.shift else z
+
+    def _attend_shifted(self, qkv: Tensor, out: Tensor, batch: int, rows: int, columns: int) -> None:
+        """Four kinds of window: inner ones, those of the last column, of the last row, and the last corner."""
+        grid_in = qkv.view(batch, rows, columns, *qkv.shape[1:])
+        grid_out = out.view(batch, rows, columns, *out.shape[1:])
+        # Upstream masks a pair that is parted in both directions once, at -100.
+        corner = torch.minimum(self.row_mask, self.column_mask)
+        kinds = (
+            (slice(0, rows - 1), slice(0, columns - 1), None),
+            (slice(0, rows - 1), slice(columns - 1, columns), self.column_mask),
+            (slice(rows - 1, rows), slice(0, columns - 1), self.row_mask),
+            (slice(rows - 1, rows), slice(columns - 1, columns), corner),
+        )
+        for y, x, mask in kinds:
+            part = grid_in[:, y, x]
+            if part.shape[1] == 0 or part.shape[2] == 0:
+                continue
+            flat = part.flatten(0, 2)
+            result = torch.empty_like(flat[:, :, 0], memory_format=torch.contiguous_format)
+            _attend(*flat.unbind(2), self.bias if mask is None else self.bias + mask, result)
+            grid_out[:, y, x] = result.view(part.shape[:3] + result.shape[1:])
+
+
+class _FastMlp(nn.Module):
+    def __init__(self, fc1: nn.Linear, fc2: nn.Linear, trunk: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.fc1 = _Linear(fc1.weight, fc1.bias, dtype)
+        self.fc2 = _Linear(fc2.weight.double() * trunk, fc2.bias.double() * trunk, dtype)
+
+    def forward(self, y: Tensor) -> Tensor:
+        hidden: Tensor = self.fc1(y)
+        out: Tensor = self.fc2(F.gelu(hidden))
+        return out
+
+
+class _FastHAB(nn.Module):
+    def __init__(self, block: HAB, trunk: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        squeeze, excite = block.conv_block.cab[3].attention[1], block.conv_block.cab[3].attention[3]
+        self.norm1 = _Norm(block.norm1, dtype, input_scale=trunk)
+        self.attention = _FastWindowAttention(block.attn, block.size, block.shift, trunk, dtype)
+        self.narrow = _conv(block.conv_block.cab[0], dtype)
+        self.widen = _conv(block.conv_block.cab[2], dtype)
+        # A few numbers a picture: fp32 costs nothing, and 0.01 * 2^-k would be lost in fp16.
+        gate = torch.float64 if dtype == torch.float64 else torch.float32
+        self.squeeze = _Linear(squeeze.weight[:, :, 0, 0], squeeze.bias, gate)
+        self.excite = _Linear(excite.weight[:, :, 0, 0], excite.bias, gate)
+        self.gate_scale = block.conv_scale * trunk
+        self.norm2 = _Norm(block.norm2, dtype, input_scale=trunk)
+        self.mlp = _FastMlp(block.mlp.fc1, block.mlp.fc2, trunk, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm1(x)
+        convolved = self.widen(F.gelu(self.narrow(y.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+        mean = convolved.mean((1, 2), dtype=self.squeeze.weight.dtype)
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(mean)))) * self.gate_scale
+        x = torch.addcmul(x + self.attention(y), convolved, gate.to(x.dtype)[:, None, None])
+        return x + self.mlp(self.norm2(x))
+
+
+class _FastOCAB(nn.Module):
+    bias: Tensor
+
+    def __init__(self, block: OCAB, trunk: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.size, self.overlap_size, self.heads = block.size, block.overlap_size, block.num_heads
+        self.norm1 = _Norm(block.norm1, dtype, input_scale=trunk)
+        self.qkv = _fold_qkv(block.qkv, self.heads, dtype)
+        self.proj = _fold_proj(block.proj, self.heads, trunk, dtype)
+        self.register_buffer("bias", _fold_bias(block.relative_position_bias_table, block.index, dtype))
+        self.norm2 = _Norm(block.norm2, dtype, input_scale=trunk)
+        self.mlp = _FastMlp(block.mlp.fc1, block.mlp.fc2, trunk, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        size, wide, rows, columns = self.size, self.overlap_size, height // self.size, width // self.size
+        qkv: Tensor = self.qkv(self.norm1(x))
+        lanes = qkv.shape[-1] // 3
+        q = qkv[..., :lanes].view(batch, rows, size, columns, size, lanes).transpose(2, 3)
+        q = q.reshape(-1, size * size, self.heads, lanes // self.heads)
+        # Zeros after the linear layer, unmasked: keys outside the picture take part, as upstream has it.
+        pad = (wide - size) // 2
+        around = F.pad(qkv[..., lanes:], (0, 0, pad, pad, pad, pad))
+        near = around.unfold(1, wide, size).unfold(2, wide, size).permute(0, 1, 2, 4, 5, 3)
+        k, v = near.reshape(-1, wide * wide, 2, self.heads, lanes // self.heads).unbind(2)
+        out = torch.empty_like(q)
+        _attend(q, k, v, self.bias, out)
+        z: Tensor = self.proj(out.flatten(2))
+        z = z.view(batch, rows, columns, size, size, channels).transpose(2, 3).reshape(batch, height, width, channels)
+        x = x + z
+        return x + self.mlp(self.norm2(x))
+
+
+class _FastRHAG(nn.Module):
+    def __init__(self, group: RHAG, trunk: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        blocks = [_FastHAB(block, trunk, dtype) for block in group.residual_group.blocks if isinstance(block, HAB)]
+        self.blocks = nn.Sequential(*blocks, _FastOCAB(group.residual_group.overlap_attn, trunk, dtype))
+        self.conv: nn.Module = (
+            nn.Identity() if isinstance(group.conv, nn.Identity) else _conv(group.conv, dtype, bias_scale=trunk)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(self.blocks(x).permute(0, 3, 1, 2))
+        return x + y.permute(0, 2, 3, 1)
+
+
+class FastHAT(nn.Module):
+    """A HAT for inference; see `optimize`."""
+
+    mean: Tensor
+    position: Tensor | None
+
+    def __init__(self, network: HAT, dtype: torch.dtype, trunk: float) -> None:
+        super().__init__()
+        config = network.config
+        self.config, self.dtype = config, dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        self.register_buffer("mean", network.mean.to(wide))
+        self.conv_first = _conv(network.conv_first, dtype)
+        norm = network.patch_embed.norm
+        if not isinstance(norm, nn.LayerNorm):
+            raise ValueError("a HAT without patch_norm cannot be optimised; it runs as it is")
+        self.embed_norm = _Norm(norm, dtype, input_scale=1.0, output_scale=trunk)
+        position = network.absolute_pos_embed if config.ape_size else None
+        self.register_buffer("position", None if position is None else (position.detach() * trunk).to(dtype))
+        self.layers = nn.Sequential(
+            *(_FastRHAG(group, trunk, dtype) for group in network.layers if isinstance(group, RHAG))
+        )
+        self.norm = _Norm(network.norm, dtype, input_scale=trunk)
+        after = network.conv_after_body
+        self.conv_after_body: nn.Module = nn.Identity() if isinstance(after, nn.Identity) else _conv(after, dtype)
+        self.conv_before_upsample = _conv(network.conv_before_upsample[0], dtype)
+        self.upsample = nn.Sequential(
+            *(_conv(layer, dtype) if isinstance(layer, nn.Conv2d) else layer for layer in network.upsample)
+        )
+        self.conv_last = _conv(network.conv_last, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """RGB (B, 3, H, W), fp32 in [0, 1], to (B, 3, sH, sW) of the same dtype; as `HAT.forward`."""
+        config = self.config
+        x = ((x - self.mean) * config.img_range).to(self.dtype)
+        if config.unshuffle > 1:
+            x = F.pixel_unshuffle(x, config.unshuffle)
+        shallow = self.conv_first(x.contiguous(memory_format=torch.channels_last))
+        body = self.embed_norm(shallow.permute(0, 2, 3, 1))
+        if self.position is not None:
+            body = body + self.position.view(1, config.ape_size, config.ape_size, -1)
+        body = self.norm(self.layers(body))
+        deep = self.conv_after_body(body.permute(0, 3, 1, 2)) + shallow
+        y = self.conv_last(self.upsample(F.leaky_relu(self.conv_before_upsample(deep), 0.01)))
+        return y.to(self.mean.dtype) / config.img_range + self.mean

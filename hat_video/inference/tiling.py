@@ -1,0 +1,65 @@
+"""Tiles: where they lie and how they are blended. Pure geometry.
+
+A tile is not the full frame: HAT's channel attention pools over all that it is given, so another tile gives slightly
+other pixels. Tiles are for frames that do not fit in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["overlap_of", "ramp", "tile_starts", "tiled"]
+
+
+def overlap_of(tile: int) -> int:
+    """Source pixels that neighbouring tiles share: 32, or a quarter of a small tile."""
+    return min(32, tile // 4)
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """First pixel of each tile along an axis; evenly spread, sharing at least `overlap`."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def ramp(size: int, overlap: int, *, is_first: bool, is_last: bool) -> Tensor:
+    """(size,) float32 weights that rise and fall linearly over the shared pixels; flat towards the frame's edge."""
+    place = torch.arange(1, size + 1, dtype=torch.float32)
+    weights = torch.ones(size)
+    if not is_first:
+        weights = torch.minimum(weights, place / (overlap + 1))
+    if not is_last:
+        weights = torch.minimum(weights, place.flip(0) / (overlap + 1))
+    return weights
+
+
+def tiled(function: Callable[[Tensor], Tensor], rgb: Tensor, scale: int, tile: int) -> Tensor:
+    """`function` of overlapping tiles, blended.
+
+    Args:
+        function: (N, C, h, w) to (N, C, scale * h, scale * w).
+        rgb: (N, C, H, W).
+        scale: how much `function` enlarges.
+        tile: side of a tile in pixels of `rgb`.
+    """
+    height, width = rgb.shape[2:]
+    overlap = overlap_of(tile)
+    rows, columns = tile_starts(height, tile, overlap), tile_starts(width, tile, overlap)
+    tall, wide = min(tile, height), min(tile, width)
+    out = torch.zeros(rgb.shape[0], rgb.shape[1], height * scale, width * scale, device=rgb.device)
+    total = torch.zeros(1, 1, height * scale, width * scale, device=rgb.device)
+    for y in rows:
+        for x in columns:
+            piece = function(rgb[:, :, y : y + tall, x : x + wide])
+            vertical = ramp(tall * scale, overlap * scale, is_first=y == rows[0], is_last=y == rows[-1])
+            horizontal = ramp(wide * scale, overlap * scale, is_first=x == columns[0], is_last=x == columns[-1])
+            weights = (vertical[:, None] * horizontal).to(rgb.device)
+            place = (..., slice(y * scale, (y + tall) * scale), slice(x * scale, (x + wide) * scale))
+            out[place] += piece * weights
+            total[place] += weights
+    return out / total

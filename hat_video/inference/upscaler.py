@@ -1,0 +1,191 @@
+"""The upscaler: RGB in, larger RGB out, whatever the size of the frame and whatever the device."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hat_video.errors import OptionError, OutOfMemoryError, WorkError
+from hat_video.inference.optimize import FastHAT, optimize
+from hat_video.inference.precision import DTYPES, SAFER, calibration_frame, choose, trunk_exponent
+from hat_video.inference.tiling import tiled
+from hat_video.model.zoo import Model, resample
+
+__all__ = ["Upscaler"]
+
+
+class Upscaler:
+    """A model made ready for a device.
+
+    Calls from several threads at once are allowed; each computes on its own thread.
+
+    Args:
+        model: from `load_model`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU where torch has one.
+        precision: `auto`, `fp32`, `bf16` or `fp16`. auto on a CPU is bf16 where the processor has it; on a GPU it is
+            fp16, made safe by an exact scale of the residual trunk, where that agrees with fp32 on a calibration frame.
+        tile: side of a tile in source pixels, 16 or more; whole frames if None. A tile is not the full frame: see
+            `hat_video.inference.tiling`.
+
+    Raises:
+        OptionError: a value that is not allowed, or a device that is not there.
+    """
+
+    def __init__(self, model: Model, *, device: str = "auto", precision: str = "auto", tile: int | None = None) -> None:
+        if precision not in ("auto", *DTYPES):
+            raise OptionError(f"--precision {precision}: must be auto, fp32, bf16 or fp16")
+        if tile is not None and tile < 16:
+            raise OptionError(f"--tile {tile}: must be 16 or more")
+        self.model = model
+        self.scale = model.scale
+        self.device = _device(device)
+        self.tile = tile
+        self.trunk_exponent = 0
+        self.redone = 0
+        """Batches that came out non-finite and were computed again one precision safer."""
+        self._lock = threading.Lock()
+        self._networks: dict[tuple[str, int], FastHAT] = {}
+        self.precision = "fp32"
+        if model.network is not None:
+            self._settle(precision)
+
+    def _settle(self, precision: str) -> None:
+        network = self.model.network
+        if network is None:
+            return
+        frame = calibration_frame(network.config.multiple)
+        if precision == "auto":
+            self.precision, self.trunk_exponent = choose(network, self.device, frame, self._network)
+        else:
+            self.precision = precision
+            self.trunk_exponent = trunk_exponent(network, frame) if precision == "fp16" else 0
+        self._networks = {}
+        self._network(self.precision, self.trunk_exponent)
+
+    def calibrate(self, rgb: Tensor) -> None:
+        """Chooses the trunk's scale anew, from a frame of the material; fp16 only.
+
+        Args:
+            rgb: (N, 3, H, W) in [0, 1].
+        """
+        if self.precision == "fp16" and self.model.network is not None:
+            padded = _padded(rgb.float().cpu(), self.model.network.config.multiple)
+            self.trunk_exponent = max(self.trunk_exponent, trunk_exponent(self.model.network, padded))
+
+    def __call__(self, rgb: Tensor) -> Tensor:
+        """Enlarges a batch.
+
+        Args:
+            rgb: (N, 3, H, W) R'G'B', any floating dtype, in [0, 1], of any size.
+
+        Returns:
+            (N, 3, scale * H, scale * W) float32, clamped to [0, 1], on this upscaler's device.
+
+        Raises:
+            ValueError: `rgb` is no such tensor.
+            OutOfMemoryError: a single frame does not fit.
+            WorkError: the network gives non-finite values even in fp32.
+        """
+        if rgb.ndim != 4 or rgb.shape[1] != 3 or not rgb.is_floating_point() or 0 in rgb.shape:
+            raise ValueError(f"rgb is {tuple(rgb.shape)} {rgb.dtype}; must be (N, 3, H, W) of a floating dtype")
+        with torch.inference_mode():
+            rgb = rgb.to(self.device, torch.float32)
+            if self.model.kernel is not None:
+                return resample(rgb, self.scale, self.model.kernel).clamp_(0, 1)
+            return self._fitting(rgb)
+
+    def _fitting(self, rgb: Tensor) -> Tensor:
+        """In one go, or in halves where memory runs out."""
+        try:
+            return self._guarded(rgb)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        _free(self.device)
+        half = rgb.shape[0] // 2
+        if half:
+            return torch.cat([self._fitting(rgb[:half]), self._fitting(rgb[half:])])
+        try:
+            return self._guarded(rgb)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        size = f"{rgb.shape[3]}x{rgb.shape[2]}"
+        what = f"a tile of {self.tile}" if self.tile else "the whole frame"
+        raise OutOfMemoryError(
+            f"{self.model.name} x{self.scale}: {what} of {size} does not fit in the memory of {self.device};"
+            f" use --tile {max(64, (self.tile or min(rgb.shape[2:])) // 2)}"
+        )
+
+    def _guarded(self, rgb: Tensor) -> Tensor:
+        """Never lets a NaN or an infinity out: such a batch is computed again, one precision safer."""
+        precision, exponent = self.precision, self.trunk_exponent
+        while True:
+            out = self._run(self._network(precision, exponent), rgb)
+            if bool(torch.isfinite(out).all()):
+                return out.clamp_(0, 1)
+            if precision not in SAFER:
+                raise WorkError(
+                    f"{self.model.name}: gives NaN or infinite pixels even in fp32; its weights are unusable"
+                )
+            precision, exponent = SAFER[precision], 0
+            with self._lock:
+                self.redone += 1
+
+    def _run(self, network: FastHAT, rgb: Tensor) -> Tensor:
+        def padded(piece: Tensor) -> Tensor:
+            height, width = piece.shape[2] * self.scale, piece.shape[3] * self.scale
+            return network(_padded(piece, network.config.multiple))[:, :, :height, :width]
+
+        if self.tile is None or (rgb.shape[2] <= self.tile and rgb.shape[3] <= self.tile):
+            return padded(rgb)
+        return tiled(padded, rgb, self.scale, self.tile)
+
+    def _network(self, precision: str, exponent: int) -> FastHAT:
+        with self._lock:
+            key = (precision, exponent)
+            if key not in self._networks and self.model.network is not None:
+                self._networks[key] = optimize(
+                    self.model.network, dtype=DTYPES[precision], device=self.device, trunk_exponent=exponent
+                )
+            return self._networks[key]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise OptionError(f"--device {name}: must be auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    return device
+
+
+def _padded(rgb: Tensor, multiple: int) -> Tensor:
+    """Right and bottom, by reflection; by repetition where the picture is too small to reflect. As upstream pads."""
+    height, width = rgb.shape[2:]
+    for axis, size in ((3, width), (2, height)):
+        missing = -size % multiple
+        if missing:
+            pad = (0, missing) if axis == 3 else (0, 0, 0, missing)
+            rgb = F.pad(rgb, pad, mode="reflect" if missing < size else "replicate")
+    return rgb
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

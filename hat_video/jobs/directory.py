@@ -1,0 +1,199 @@
+"""Many clips: which files they are, what each becomes, and one after the other without stopping at a bad one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hat_video.errors import CancelledError, HatVideoError, OutputError, SourceError, UsageError
+from hat_video.jobs.file import WORK_FOLDER, FileReport, Progress, default_output, has_receipt, upscale_file
+from hat_video.jobs.options import UpscaleOptions
+from hat_video.jobs.plan import CONTAINERS, load_chosen_model
+
+__all__ = ["Clip", "DirectoryReport", "plan_clips", "upscale_clips", "upscale_directory"]
+
+VIDEO_SUFFIXES = frozenset(
+    {".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc", ".ivf"}
+    | {".m1v", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"}
+    | {".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
+)
+"""What a directory is searched for; a file given by name is taken whatever it is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A source, and the file that it becomes."""
+
+    source: Path
+    output: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryReport:
+    """What was done to many clips."""
+
+    clips: list[FileReport]
+    skipped: list[Path]
+    """Files that are not video, by their names."""
+
+    @property
+    def failed(self) -> list[FileReport]:
+        """The clips that could not be made."""
+        return [clip for clip in self.clips if clip.status == "failed"]
+
+
+def plan_clips(
+    inputs: Sequence[Path], output: str | os.PathLike[str] | None, scale: int
+) -> tuple[list[Clip], list[Path]]:
+    """Finds the clips among files and directories, and names what they become.
+
+    Args:
+        inputs: files and directories; directories are searched through.
+        output: a file, or a directory if it is one, ends in `/`, or there is more than one clip.
+        scale: goes into the default names.
+
+    Returns:
+        The clips, and the files that were passed over because they are not video.
+
+    Raises:
+        SourceError: an input is missing, or a directory has no video in it.
+        OutputError: an output would be an input.
+        UsageError: two clips would become one file.
+    """
+    target = Path(output) if output is not None else None
+    has_slash = output is not None and str(output).endswith(("/", os.sep))
+    roots = [path for path in inputs if path.is_dir()]
+    is_folder = target is not None and (has_slash or target.is_dir() or bool(roots) or len(inputs) > 1)
+    clips: list[Clip] = []
+    skipped: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            folder = path.resolve().with_name(f"{path.resolve().name}_x{scale}") if target is None else target
+            if target is not None and len(inputs) > 1:
+                folder = target / path.resolve().name
+            if folder.resolve() == path.resolve():
+                raise OutputError(f"{folder}: is the input folder itself; give another -o")
+            found = [
+                Clip(source, _writable(folder / source.relative_to(path))) for source in _videos(path, folder, skipped)
+            ]
+            if not found:
+                raise SourceError(f"{path}: no video in this directory; {len(skipped)} other files were passed over")
+            clips += found
+        elif not path.exists():
+            raise SourceError(f"{path}: no such file or directory")
+        elif target is not None and not is_folder:
+            clips.append(Clip(path, target))
+        else:
+            name = default_output(path, scale)
+            clips.append(Clip(path, name if target is None else target / name.name))
+    _refuse_collisions(clips)
+    return clips, skipped
+
+
+def _writable(path: Path) -> Path:
+    return path if path.suffix.lower() in CONTAINERS else path.with_suffix(".mkv")
+
+
+def _videos(root: Path, output: Path, skipped: list[Path]) -> Iterator[Path]:
+    """The video files below `root`, in order, without our own products."""
+    products = output.resolve()
+    for folder, folders, names in os.walk(root):
+        here = Path(folder)
+        folders[:] = sorted(name for name in folders if name != WORK_FOLDER and (here / name).resolve() != products)
+        for name in sorted(names):
+            path = here / name
+            if name.endswith(".part") or has_receipt(path):
+                continue
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                yield path
+            else:
+                skipped.append(path)
+
+
+def _refuse_collisions(clips: Sequence[Clip]) -> None:
+    taken: dict[Path, Path] = {}
+    sources = {clip.source.resolve() for clip in clips}
+    for clip in clips:
+        output = clip.output.resolve()
+        other = taken.setdefault(output, clip.source)
+        if other is not clip.source:
+            raise UsageError(
+                f"{other} and {clip.source} would both become {clip.output}; rename one, or run them apart"
+            )
+        if output in sources:
+            raise OutputError(f"{clip.output}: is the input itself; give another -o")
+
+
+def upscale_clips(
+    clips: Sequence[Clip],
+    options: UpscaleOptions | None = None,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_report: Callable[[FileReport], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> list[FileReport]:
+    """Upscales clips one after the other. A clip that fails is reported and does not stop the rest.
+
+    Args:
+        clips: what to do, for instance from `plan_clips`.
+        options: the choices, the same for all.
+        on_progress: as for `upscale_file`; `clip` and `clips` say which one.
+        on_report: called after each clip.
+        cancel: set it from another thread to stop.
+
+    Raises:
+        CancelledError: `cancel` was set.
+        ModelError, UsageError: the model cannot be had; no clip could succeed.
+    """
+    options = options or UpscaleOptions()
+    model = load_chosen_model(options)
+    reports: list[FileReport] = []
+    for number, clip in enumerate(clips, 1):
+
+        def tell(progress: Progress, number: int = number) -> None:
+            if on_progress is not None:
+                on_progress(replace(progress, clip=number, clips=len(clips)))
+
+        try:
+            report = upscale_file(clip.source, clip.output, options, on_progress=tell, cancel=cancel, model=model)
+        except CancelledError:
+            raise
+        except HatVideoError as error:
+            report = FileReport("failed", clip.source, clip.output, error=str(error))
+        reports.append(report)
+        if on_report is not None:
+            on_report(report)
+    return reports
+
+
+def upscale_directory(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    options: UpscaleOptions | None = None,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_report: Callable[[FileReport], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> DirectoryReport:
+    """Upscales every clip below a directory into a tree of the same shape.
+
+    Args:
+        source: the directory.
+        output: the directory to make; `<source>_x<scale>` beside it if None.
+        options, on_progress, on_report, cancel: as for `upscale_clips`.
+
+    Raises:
+        SourceError: no such directory, or no video in it.
+        CancelledError, ModelError, OutputError, UsageError: as for `plan_clips` and `upscale_clips`.
+    """
+    options = options or UpscaleOptions()
+    folder = Path(source)
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: no such directory")
+    clips, skipped = plan_clips([folder], output, load_chosen_model(options).scale)
+    return DirectoryReport(
+        upscale_clips(clips, options, on_progress=on_progress, on_report=on_report, cancel=cancel), skipped
+    )

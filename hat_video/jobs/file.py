@@ -1,0 +1,529 @@
+"""One clip, from the plan to a finished file that has been proven.
+
+Nothing gets the output's name before the proof: the film is written beside it as `.part`, compared with the source, and
+only then renamed. What it takes to go on after a crash lies in the work folder, what it takes to know that a file is
+finished in a receipt beside it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from hat_video.errors import (
+    CancelledError,
+    HatVideoError,
+    OutputError,
+    SourceError,
+    StrictError,
+    VerifyError,
+    WorkError,
+)
+from hat_video.jobs.engines import LocalEngine
+from hat_video.jobs.options import UpscaleOptions
+from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, cpu_count, load_chosen_model, plan_file
+from hat_video.jobs.work import SegmentRecord, Worker, read_record, write_atomically
+from hat_video.media.mux import SegmentFile, join
+from hat_video.media.verify import verify
+from hat_video.model.zoo import Model
+
+__all__ = ["WORK_FOLDER", "FileReport", "Progress", "clean", "default_output", "has_receipt", "upscale_file"]
+
+WORK_FOLDER = ".hat-video"
+"""Name of the folder beside an output that holds unfinished work and receipts."""
+
+Stage = Literal["plan", "work", "join", "verify", "done"]
+
+# Bits a pixel: generous for what the default quality needs, and for what lossless coding needs.
+_BITS_LOSSY, _BITS_LOSSLESS = 0.3, 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is; given to `on_progress` now and then."""
+
+    stage: Stage
+    source: Path
+    output: Path
+    frames_done: int
+    """Frames in committed segments and in the one at work, those of an earlier run among them."""
+    frames_total: int
+    frames_reused: int
+    """Frames that an earlier, interrupted run had committed."""
+    fps: float | None
+    """Frames a second of this run since its first frame."""
+    eta_seconds: float | None
+    """Seconds until the last frame, at that pace."""
+    clip: int = 1
+    """Number of the clip, from 1."""
+    clips: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What was done to one clip."""
+
+    status: Literal["done", "already done", "failed"]
+    source: Path
+    output: Path
+    error: str | None = None
+    frames: dict[str, int] = field(default_factory=dict)
+    """in, out, lost, corrupt, reused."""
+    segments: dict[str, int] = field(default_factory=dict)
+    """total, reused."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """plan, decode, model (summed over the frames in flight), encode, work, join, verify, total."""
+    fps: float | None = None
+    """Frames a second, over the frames that this run made."""
+    model: dict[str, object] = field(default_factory=dict)
+    """name, sha256, scale, purpose."""
+    recipe: dict[str, object] = field(default_factory=dict)
+    streams: list[dict[str, object]] = field(default_factory=list)
+    """Each stream of the source: what became of it, and why."""
+    verification: str | None = None
+    """The line that says what was proven."""
+    checked: dict[str, object] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Receipt:
+    key: str
+    bytes: int
+    sha256: str
+    mtime_ns: int
+    verification: str
+
+
+def default_output(source: Path, scale: int) -> Path:
+    """`<stem>_x<scale><suffix>` beside the source; `.mkv` where the source's own container cannot be written."""
+    suffix = source.suffix if source.suffix.lower() in CONTAINERS else ".mkv"
+    return source.with_name(f"{source.stem}_x{scale}{suffix}")
+
+
+def _receipt_path(output: Path) -> Path:
+    return output.parent / WORK_FOLDER / output.name / "receipt.json"
+
+
+def has_receipt(path: Path) -> bool:
+    """Whether `path` is a file that a run of ours finished."""
+    return _receipt_path(path).is_file()
+
+
+@contextmanager
+def _made_folder(folder: Path) -> Iterator[None]:
+    """Makes `folder` where it is missing; takes it away again if the block fails and left nothing in it.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from None
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def upscale_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    options: UpscaleOptions | None = None,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+    model: Model | None = None,
+) -> FileReport:
+    """Upscales one clip, goes on where an earlier run of the same request was cut off, and proves the result.
+
+    Args:
+        source: the clip.
+        output: the file to make; `default_output` if None.
+        options: the choices; the defaults if None.
+        on_progress: called from this thread, at most a few times a second.
+        cancel: set it from another thread to stop; what is committed is kept.
+        model: the model that `options` choose, where the caller has loaded it already.
+
+    Returns:
+        The report, with status `done`, or `already done` where a matching receipt lies beside the output.
+
+    Raises:
+        HatVideoError: see `hat_video.errors`. The output's name never holds an unfinished file.
+    """
+    options = options or UpscaleOptions()
+    source_path = Path(source)
+    if output is None:
+        model = model or load_chosen_model(options)
+        output = default_output(source_path, model.scale)
+    run = _Run(source_path, Path(output), options, on_progress, cancel or threading.Event())
+    with _made_folder(run.output.parent):
+        return run.upscale(model)
+
+
+class _Run:
+    """One request, while it runs."""
+
+    def __init__(
+        self,
+        source: Path,
+        output: Path,
+        options: UpscaleOptions,
+        on_progress: Callable[[Progress], None] | None,
+        stop: threading.Event,
+    ) -> None:
+        self.source, self.output, self.options, self.stop = source, output, options, stop
+        self._on_progress = on_progress
+        self._frames_done = self._frames_total = self._frames_reused = 0
+        self._began = time.perf_counter()
+        self._work_began = self._began
+        self._told = 0.0
+        self._seconds: dict[str, float] = {}
+        self._notes: list[str] = []
+
+    def upscale(self, model: Model | None) -> FileReport:
+        self._check_names()
+        self._tell("plan", force=True)
+        with self._clock("plan"):
+            plan = plan_file(self.source, self.output, self.options, model)
+        manifest = plan.manifest
+        self._notes.extend(manifest.notes)
+        self._frames_total = len(manifest.index.pts)
+        base = (self.options.work_dir or self.output.parent / WORK_FOLDER) / self.output.name
+        folder = base / manifest.key
+        receipt = self._read_receipt()
+        if self.output.exists():
+            if receipt is not None and receipt.key == manifest.key and self._is_receipted(receipt):
+                shutil.rmtree(folder, ignore_errors=True)
+                _remove_empty(base)
+                return self._report("already done", plan, [], reused=0, verification=receipt.verification)
+            if not self.options.overwrite:
+                raise OutputError(
+                    f"{self.output}: exists, and these settings did not make it; use --overwrite or another -o"
+                )
+        self._check_space(manifest)
+        self._note_other_recipes(base, manifest)
+        with self._work_folder(folder, base):
+            return self._make(plan, folder)
+
+    def _check_names(self) -> None:
+        output = self.output
+        if output.is_dir():
+            raise OutputError(f"{output}: is a directory; give a file, or end the name in / for a directory")
+        if output.exists() and self.source.exists() and output.samefile(self.source):
+            raise OutputError(f"{output}: is the input itself; give another -o")
+        for place in {output.parent, self.options.work_dir or output.parent}:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=place):
+                    pass
+            except OSError as error:
+                raise OutputError(f"{place}: cannot be written to: {error.strerror or error}") from None
+
+    def _check_space(self, manifest: Manifest) -> None:
+        encoder, video = manifest.recipe.encoder, manifest.video
+        bits = _BITS_LOSSLESS if encoder.crf == 0 or encoder.name in ("ffv1", "prores_ks") else _BITS_LOSSY
+        film = int(video.width * video.height * len(manifest.index.pts) * bits / 8)
+        # Segments and the joined film exist side by side until the proof; the other streams only in the film.
+        needed = 2 * film + self.source.stat().st_size
+        free = shutil.disk_usage(self.output.parent).free
+        if free < needed:
+            raise OutputError(
+                f"{self.output.parent}: {free / 1e6:.1f} MB are free, about {needed / 1e6:.1f} MB are needed;"
+                " free some space or write elsewhere with -o"
+            )
+
+    def _note_other_recipes(self, base: Path, manifest: Manifest) -> None:
+        """Says what is different from the runs whose work lies beside ours, since that is why none of it is used."""
+        for path in sorted(base.glob("*/manifest.json")):
+            try:
+                other = Manifest.from_json(path.read_bytes())
+            except (OSError, ValueError):
+                continue
+            if other.key == manifest.key:
+                continue
+            changed = [] if other.digest == manifest.digest else ["the source"]
+            theirs, ours = asdict(other.recipe), asdict(manifest.recipe)
+            changed += [f"{name} ({theirs[name]} -> {ours[name]})" for name in ours if theirs[name] != ours[name]]
+            self._notes.append(f"not reused, because changed: {', '.join(changed)}; work in {path.parent}")
+
+    @contextmanager
+    def _work_folder(self, folder: Path, base: Path) -> Iterator[None]:
+        """The work folder, ours alone; removed again by a run that leaves nothing to go on with."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise WorkError(
+                    f"{self.output}: another run is at work on it; wait for it, or give another -o"
+                ) from None
+            for left_over in folder.glob(".tmp-*"):
+                left_over.unlink()
+            yield
+        finally:
+            if not any(folder.glob("seg-*.json")):
+                shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
+            _remove_empty(base)
+
+    def _make(self, plan: Plan, folder: Path) -> FileReport:
+        manifest = plan.manifest
+        try:
+            with self._clock("work"):
+                records, reused = self._work(plan, folder)
+            return self._finish(plan, folder, records, reused)
+        except HatVideoError as error:
+            kept = sum(1 for _ in folder.glob("seg-*.json"))
+            if not kept or isinstance(error, StrictError | VerifyError):
+                raise
+            raise type(error)(
+                f"{error}; {kept} of {len(manifest.segments)} segments are kept: the same command goes on from there"
+            ) from error.__cause__
+
+    def _work(self, plan: Plan, folder: Path) -> tuple[list[SegmentRecord], int]:
+        manifest = plan.manifest
+        write_atomically(folder / "manifest.json", manifest.to_json())
+        found = {segment.id: read_record(folder, manifest, segment) for segment in manifest.segments}
+        records = {id_: record for id_, record in found.items() if record is not None}
+        to_do = [segment for segment in manifest.segments if segment.id not in records]
+        reused = len(records)
+        self._frames_reused = self._frames_done = sum(len(record.pts) for record in records.values())
+        self._work_began = time.perf_counter()
+        self._tell("work", force=True)
+        if to_do:
+            with Worker(
+                manifest,
+                folder,
+                upscaler=plan.upscaler,
+                jobs=self.options.jobs or cpu_count(),
+                stop=self.stop,
+                on_frames=self._count,
+            ) as worker:
+                for record in LocalEngine(worker).map(to_do):
+                    records[record.id] = record
+        return [records[segment.id] for segment in manifest.segments], reused
+
+    def _finish(self, plan: Plan, folder: Path, records: list[SegmentRecord], reused: int) -> FileReport:
+        manifest = plan.manifest
+        lost = [pts for record in records for pts in record.lost]
+        corrupt = [pts for record in records for pts in record.corrupt]
+        made = sorted(pts for record in records for pts in record.pts)
+        self._note_damage(manifest, lost, corrupt, made)
+        durations = {pts: manifest.index.duration_of(i) for i, pts in enumerate(manifest.index.pts)}
+        part = self.output.with_name(self.output.name + ".part")
+        try:
+            self._tell("join", force=True)
+            with self._clock("join"):
+                facts = join(
+                    part,
+                    manifest.recipe.container,
+                    [SegmentFile(folder / record.file, record.pts) for record in records if record.file],
+                    source=self.source,
+                    streams=manifest.streams,
+                    video=manifest.video,
+                    durations=durations,
+                    should_stop=self.stop.is_set,
+                )
+            self._notes.extend(facts.notes)
+            self._tell("verify", force=True)
+            with self._clock("verify"):
+                verdict = verify(
+                    plan.probe,
+                    part,
+                    video=manifest.video,
+                    pts=made,
+                    durations=durations,
+                    streams=manifest.streams,
+                    segment_starts=[segment.start_pts for segment in manifest.segments],
+                    lost=lost,
+                    corrupt=corrupt,
+                )
+                if not verdict.is_ok:
+                    raise VerifyError(f"{self.output}: {verdict.line}; not finished, the work is kept in {folder}")
+            if self.stop.is_set():
+                raise CancelledError("stopped")
+            self._publish(part, manifest, verdict.line)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        if not self.options.keep_work:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._tell("done", force=True)
+        return self._report(
+            "done", plan, records, reused=reused, verification=verdict.line, checked=dict(verdict.checked)
+        )
+
+    def _note_damage(self, manifest: Manifest, lost: list[int], corrupt: list[int], made: list[int]) -> None:
+        if not made:
+            raise SourceError(f"{self.source}: not one of its {len(manifest.index.pts)} frames can be decoded")
+        if lost:
+            first = float(lost[0] * manifest.video.time_base)
+            self._notes.append(f"{len(lost)} frames cannot be decoded and are lost, the first at {first:.3f} s")
+            if self.options.strict:
+                raise StrictError(f"{self.source}: {self._notes[-1]}; --strict refuses to leave them out")
+        if corrupt:
+            first = float(corrupt[0] * manifest.video.time_base)
+            self._notes.append(f"{len(corrupt)} frames are damaged in the source, the first at {first:.3f} s")
+
+    def _publish(self, part: Path, manifest: Manifest, verification: str) -> None:
+        """Receipt first, name second: killed in between, the next run finds no output and simply goes on."""
+        try:
+            with part.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            stat = part.stat()
+            path = _receipt_path(self.output)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            receipt = _Receipt(manifest.key, stat.st_size, sha256, stat.st_mtime_ns, verification)
+            write_atomically(path, TypeAdapter(_Receipt).dump_json(receipt, indent=1))
+            part.replace(self.output)
+        except OSError as error:
+            raise OutputError(f"{self.output}: cannot be given its name: {error.strerror or error}") from None
+
+    def _read_receipt(self) -> _Receipt | None:
+        try:
+            return TypeAdapter(_Receipt).validate_json(_receipt_path(self.output).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def _is_receipted(self, receipt: _Receipt) -> bool:
+        stat = self.output.stat()
+        if stat.st_size != receipt.bytes:
+            return False
+        if stat.st_mtime_ns == receipt.mtime_ns:
+            return True
+        with self.output.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256
+
+    def _report(
+        self,
+        status: Literal["done", "already done"],
+        plan: Plan,
+        records: list[SegmentRecord],
+        *,
+        reused: int,
+        verification: str,
+        checked: dict[str, object] | None = None,
+    ) -> FileReport:
+        manifest, model = plan.manifest, plan.upscaler.model
+        made = sum(len(record.pts) for record in records) - self._frames_reused
+        work = self._seconds.get("work", 0.0)
+        stages = {name: sum(record.seconds[name] for record in records) for name in ("decode", "model", "encode")}
+        redone = sum(record.redone for record in records)
+        if redone:
+            self._notes.append(f"{redone} batches gave non-finite values and were computed again one precision safer")
+        return FileReport(
+            status=status,
+            source=self.source,
+            output=self.output,
+            frames={
+                "in": len(manifest.index.pts),
+                "out": sum(len(record.pts) for record in records) if records else len(manifest.index.pts),
+                "lost": sum(len(record.lost) for record in records),
+                "corrupt": sum(len(record.corrupt) for record in records),
+                "reused": self._frames_reused,
+            },
+            segments={"total": len(manifest.segments), "reused": reused},
+            seconds={
+                name: round(value, 3)
+                for name, value in {**self._seconds, **stages, "total": time.perf_counter() - self._began}.items()
+            },
+            fps=round(made / work, 3) if made and work else None,
+            model={"name": model.name, "sha256": model.sha256, "scale": model.scale, "purpose": model.purpose},
+            recipe={"key": manifest.key, **asdict(manifest.recipe)},
+            streams=[asdict(stream) for stream in manifest.streams],
+            verification=verification,
+            checked=checked or {},
+            notes=list(self._notes),
+        )
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = time.perf_counter() - began
+
+    def _count(self, frames: int) -> None:
+        self._frames_done += frames
+        self._tell("work")
+
+    def _tell(self, stage: Stage, *, force: bool = False) -> None:
+        now = time.perf_counter()
+        if self._on_progress is None or (not force and now - self._told < 0.2):
+            return
+        self._told = now
+        made = self._frames_done - self._frames_reused
+        fps = made / (now - self._work_began) if made else None
+        left = self._frames_total - self._frames_done
+        self._on_progress(
+            Progress(
+                stage=stage,
+                source=self.source,
+                output=self.output,
+                frames_done=self._frames_done,
+                frames_total=self._frames_total,
+                frames_reused=self._frames_reused,
+                fps=fps,
+                eta_seconds=left / fps if fps else None,
+            )
+        )
+
+
+def _remove_empty(base: Path) -> None:
+    for folder in (base, base.parent):
+        if folder.name == WORK_FOLDER or folder.parent.name == WORK_FOLDER:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+
+def clean(path: str | os.PathLike[str]) -> list[Path]:
+    """Removes left-over work: of one output, or of every output below a folder. Receipts stay.
+
+    Returns:
+        The folders that were removed.
+
+    Raises:
+        OutputError: there is no such path.
+    """
+    target = Path(path)
+    if target.is_dir():
+        bases = [base for root in sorted(target.rglob(WORK_FOLDER)) if root.is_dir() for base in sorted(root.iterdir())]
+        if target.name == WORK_FOLDER:
+            bases += sorted(target.iterdir())
+    elif target.is_file() or _receipt_path(target).parent.is_dir():
+        bases = [_receipt_path(target).parent]
+    else:
+        raise OutputError(f"{target}: no such file or folder, and no work left over for it")
+    removed = []
+    for base in bases:
+        for folder in sorted(base.iterdir()) if base.is_dir() else ():
+            if folder.is_dir():
+                shutil.rmtree(folder)
+                removed.append(folder)
+        _remove_empty(base)
+    return removed

@@ -1,0 +1,294 @@
+"""The plan: one pass over the source, every choice settled and written down, everything that can be refused refused.
+
+The manifest is all that a worker needs. Its key names the work folder: it is a hash over the source's packets and over
+every choice that can change a byte of the result, so that segments of two different recipes can never meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+
+import av
+import torch
+from pydantic import TypeAdapter
+
+from hat_video.errors import OptionError, StrictError
+from hat_video.frames import VideoInfo
+from hat_video.inference.upscaler import Upscaler
+from hat_video.jobs.options import UpscaleOptions
+from hat_video.media.encoder import EncoderSpec, plan_encoder
+from hat_video.media.passthrough import StreamPlan, plan_streams
+from hat_video.media.probe import FrameIndex, Probe, probe
+from hat_video.media.source import open_source
+from hat_video.model.zoo import Model, default_model_name, load_model
+
+__all__ = [
+    "CONTAINERS",
+    "Manifest",
+    "Plan",
+    "Recipe",
+    "Segment",
+    "cpu_count",
+    "cut_segments",
+    "load_chosen_model",
+    "plan_file",
+]
+
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+"""FFmpeg's muxer for every suffix that an output may have."""
+
+_VERSION = 1
+# x264's bytes depend on its number of threads, so it is a part of the recipe and not of the machine.
+_ENCODER_THREADS = 2
+# Measured peak of the CPU path, in bytes a source pixel and channel of the trunk (fp32), with the tail's share in it.
+_BYTES_PER_PIXEL_AND_CHANNEL = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of frames that is made, committed and, after a crash, reused as one."""
+
+    id: int
+    """Place in the film, from 0."""
+    start_pts: int
+    """First tick that belongs to it."""
+    end_pts: int
+    """First tick that does not."""
+    pts: tuple[int, ...]
+    """Timestamps of its frames, in presentation order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Every choice that can change a byte of the result, settled."""
+
+    model: str
+    model_sha256: str
+    scale: int
+    device: str
+    backend: str
+    precision: str
+    trunk_exponent: int
+    tile: int | None
+    batch: int
+    decoder: str
+    segment_seconds: float
+    container: str
+    encoder: EncoderSpec
+    versions: dict[str, str]
+    """Of what computes and encodes, with the instruction set of the processor: other ones give other bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A planned clip: what `work` needs to make any of its segments, here or on another machine."""
+
+    version: int
+    key: str
+    """blake2b over the source's packets, the recipe and the cuts, in hex: the name of the work folder."""
+    source: Path
+    digest: str
+    """The source's identity: a hash over all its packets."""
+    recipe: Recipe
+    source_video: VideoInfo
+    video: VideoInfo
+    """What the output's video stream will be."""
+    index: FrameIndex
+    streams: tuple[StreamPlan, ...]
+    segments: tuple[Segment, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> bytes:
+        """The manifest as indented JSON."""
+        return TypeAdapter(Manifest).dump_json(self, indent=1)
+
+    @staticmethod
+    def from_json(text: bytes) -> Manifest:
+        """The manifest that `to_json` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return TypeAdapter(Manifest).validate_json(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A manifest, with what was opened to make it."""
+
+    manifest: Manifest
+    probe: Probe
+    upscaler: Upscaler
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use: the affinity mask, further limited by the control group's quota.
+
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html, `cpu.max`.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+
+
+def cut_segments(index: FrameIndex, ticks: int) -> tuple[Segment, ...]:
+    """Cuts a film into segments of about `ticks` ticks.
+
+    A segment ends at the first key frame in [T, 1.5 T) after its start, since seeking there is free; where there is
+    none (half of all clips have a single key frame) at the first frame from T on, so that no clip is one long segment.
+    """
+    pts, keys, cuts = index.pts, index.key_pts, [0]
+    while True:
+        start = pts[cuts[-1]]
+        key = bisect_left(keys, start + ticks)
+        if key < len(keys) and 2 * (keys[key] - start) < 3 * ticks:
+            cut = bisect_left(pts, keys[key])
+        else:
+            cut = bisect_left(pts, start + ticks)
+        if cut >= len(pts):
+            break
+        cuts.append(cut)
+    ends = [*cuts[1:], len(pts)]
+    last = pts[-1] + index.last_duration
+    return tuple(
+        Segment(i, pts[a], pts[b] if b < len(pts) else last, pts[a:b])
+        for i, (a, b) in enumerate(zip(cuts, ends, strict=True))
+    )
+
+
+def plan_file(source: Path, output: Path, options: UpscaleOptions, model: Model | None = None) -> Plan:
+    """Plans one clip; reads the source once and computes no frame.
+
+    Args:
+        source: the clip.
+        output: what will be made of it; its suffix says the container.
+        options: the choices.
+        model: the model that `options` choose, where the caller has loaded it already.
+
+    Raises:
+        SourceError, ModelError, OptionError, UsageError: the request cannot be met.
+        StrictError: `options.strict`, and something would be lost.
+    """
+    container = CONTAINERS.get(output.suffix.lower())
+    if container is None:
+        raise OptionError(
+            f"{output}: cannot write {output.suffix or 'a file without a suffix'}; use {' '.join(CONTAINERS)}"
+        )
+    found = probe(source)
+    with open_source(source, decoder=options.decoder, probe=found) as opened:
+        decoder = opened.name
+    model = model or load_chosen_model(options)
+    scale = model.scale
+    spec, video = plan_encoder(
+        container,
+        found.video,
+        found.video.width * scale,
+        found.video.height * scale,
+        name=options.encoder,
+        crf=options.crf,
+        preset=options.preset,
+        options=options.encoder_options(),
+        threads=_ENCODER_THREADS,
+    )
+    streams = plan_streams(source, container, video_index=found.stream_index)
+    if options.strict:
+        _refuse_losses(found, streams)
+    tile = options.tile or _tile_that_fits(model, found.video, options.jobs or cpu_count())
+    upscaler = Upscaler(model, device=options.device, precision=options.precision, tile=tile)
+    recipe = Recipe(
+        model=model.name,
+        model_sha256=model.sha256,
+        scale=scale,
+        device=str(upscaler.device),
+        backend="torch",
+        precision=upscaler.precision,
+        trunk_exponent=upscaler.trunk_exponent,
+        tile=upscaler.tile,
+        batch=options.batch,
+        decoder=decoder,
+        segment_seconds=options.segment,
+        container=container,
+        encoder=spec,
+        versions=_versions(),
+    )
+    segments = cut_segments(found.index, max(1, round(Fraction(options.segment) / found.video.time_base)))
+    manifest = Manifest(
+        version=_VERSION,
+        key=_key(found.digest, recipe, segments),
+        source=source.resolve(),
+        digest=found.digest,
+        recipe=recipe,
+        source_video=found.video,
+        video=video,
+        index=found.index,
+        streams=streams,
+        segments=segments,
+        notes=found.notes,
+    )
+    return Plan(manifest, found, upscaler)
+
+
+def load_chosen_model(options: UpscaleOptions) -> Model:
+    """The model that the options ask for; without a name, the shipped one of the scale.
+
+    Raises:
+        ModelError: unknown, damaged, or not of that scale.
+        UsageError: no model is shipped for that scale.
+    """
+    if options.model is not None:
+        return load_model(options.model, scale=options.scale)
+    return load_model(default_model_name(options.scale or 2), scale=options.scale or 2)
+
+
+def _refuse_losses(found: Probe, streams: tuple[StreamPlan, ...]) -> None:
+    if found.is_truncated:
+        raise StrictError(f"{found.path}: {found.notes[-1]}; --strict refuses a truncated source")
+    dropped = [
+        f"#{stream.index} {stream.kind}/{stream.codec} ({stream.reason})"
+        for stream in streams
+        if stream.action == "drop"
+    ]
+    if dropped:
+        raise StrictError(
+            f"{found.path}: --strict refuses to drop {'; '.join(dropped)}; .mkv holds the most kinds of streams"
+        )
+
+
+def _tile_that_fits(model: Model, video: VideoInfo, in_flight: int) -> int | None:
+    """None where whole frames fit in half of the machine's memory, else the side of the largest tile that does."""
+    if model.config is None:
+        return None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    pixels = memory // 2 // in_flight // (_BYTES_PER_PIXEL_AND_CHANNEL * model.config.embed_dim)
+    if video.width * video.height <= pixels:
+        return None
+    return max(64, int(pixels**0.5) // 64 * 64)
+
+
+def _versions() -> dict[str, str]:
+    libraries = av.library_versions
+    return {
+        "hat_video": version("hat-video"),
+        "torch": torch.__version__,
+        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "av": av.__version__,
+        **{name: ".".join(map(str, libraries[name])) for name in ("libavcodec", "libavformat", "libswscale")},
+    }
+
+
+def _key(digest: str, recipe: Recipe, segments: tuple[Segment, ...]) -> str:
+    cuts = [segment.start_pts for segment in segments]
+    facts = TypeAdapter(dict[str, object]).dump_json(
+        {"version": _VERSION, "digest": digest, "recipe": asdict(recipe), "cuts": cuts}, by_alias=False
+    )
+    return hashlib.blake2b(facts, digest_size=10).hexdigest()

@@ -1,0 +1,253 @@
+"""The work: one segment from decoded frames to a committed file.
+
+A segment file gets a name made of its own content, and counts only once its sidecar, written last and renamed into
+place, says so. Killing the process at any moment therefore leaves complete segments and rubbish, never a segment that
+only looks done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import TypeAdapter, ValidationError
+
+from hat_video.color import from_rgb, to_rgb
+from hat_video.errors import CancelledError, OutputError, WorkError
+from hat_video.frames import FrameBatch
+from hat_video.inference.double_buffer import Prefetch, map_in_flight
+from hat_video.inference.upscaler import Upscaler
+from hat_video.jobs.plan import Manifest, Segment
+from hat_video.media.encoder import SegmentFacts, SegmentWriter
+from hat_video.media.source import open_source
+
+__all__ = ["SegmentRecord", "Worker", "read_record", "write_atomically"]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecord:
+    """The sidecar: the proof that a segment is done, and what is in it."""
+
+    key: str
+    id: int
+    file: str | None
+    """Name of the segment file in the work folder; None where every frame was lost."""
+    sha256: str
+    bytes: int
+    extradata_sha256: str
+    pts: tuple[int, ...]
+    """Timestamps of the packets, in decode order."""
+    lost: tuple[int, ...]
+    """Timestamps of the source's frames that no decoder could give."""
+    corrupt: tuple[int, ...]
+    """Timestamps of frames that the decoder gave but marked as damaged."""
+    redone: int
+    """Batches that were computed again one precision safer."""
+    seconds: dict[str, float]
+    """decode, model (summed over the frames in flight), encode, wall."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes `data` to `path` so that any reader, at any moment, sees all of it or none.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    part = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_record(folder: Path, manifest: Manifest, segment: Segment) -> SegmentRecord | None:
+    """The record of a segment that is done, checked against its file; None if the segment is still to be made.
+
+    Raises:
+        WorkError: the record is there, but its file is missing or was changed.
+    """
+    sidecar = folder / f"seg-{segment.id:05d}.json"
+    try:
+        record = TypeAdapter(SegmentRecord).validate_json(sidecar.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise WorkError(f"{sidecar}: not a segment's record ({type(error).__name__}); {_CURE}") from None
+    if record.key != manifest.key or record.id != segment.id:
+        raise WorkError(f"{sidecar}: belongs to another run ({record.key}, segment {record.id}); {_CURE}")
+    if record.file is None:
+        return record
+    path = folder / record.file
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WorkError(f"{path}: {error.strerror or error}, though its record is there; {_CURE}") from None
+    if sha256 != record.sha256:
+        raise WorkError(f"{path}: was changed after it was finished (sha256 differs); {_CURE}")
+    return record
+
+
+_CURE = "remove the work folder with `hat-video clean` and run again"
+
+
+class Worker:
+    """Makes segments, one after the other, with the decoder and the network kept open between them.
+
+    Args:
+        manifest: the plan.
+        folder: the work folder; must exist.
+        upscaler: the network, on the device and in the precision that the manifest names.
+        jobs: frames in flight on a CPU, each on one thread.
+        stop: shared by all that belongs to the run; once set, `work` raises `CancelledError` soon.
+        on_frames: called with the number of newly encoded frames, from the caller's thread.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        *,
+        upscaler: Upscaler,
+        jobs: int,
+        stop: threading.Event,
+        on_frames: Callable[[int], None],
+    ) -> None:
+        self._manifest = manifest
+        self._folder = folder
+        self._upscaler = upscaler
+        self._jobs = jobs
+        self._stop = stop
+        self._on_frames = on_frames
+        recipe = manifest.recipe
+        self._source = open_source(manifest.source, decoder=recipe.decoder, batch=recipe.batch)
+        self._model_seconds: list[float] = []
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._source.close()
+
+    def work(self, segment: Segment) -> SegmentRecord:
+        """Makes and commits one segment.
+
+        Raises:
+            CancelledError: `stop` was set; nothing of the segment is left.
+            SourceError, OutputError, ModelError, WorkError: it could not be made; nothing of it is left.
+        """
+        began = time.perf_counter()
+        part = self._folder / f".tmp-{segment.id:05d}-{uuid.uuid4().hex}.mkv"
+        self._source.lost.clear()
+        self._source.corrupt.clear()
+        self._model_seconds = []
+        redone = self._upscaler.redone
+        clock = {"decode": 0.0, "encode": 0.0}
+        try:
+            facts = self._make(segment, part, clock)
+            if self._stop.is_set():
+                raise CancelledError("stopped")
+            self._check(segment, facts)
+            name = self._commit(segment, part, facts)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        seconds = {**clock, "model": sum(self._model_seconds), "wall": time.perf_counter() - began}
+        record = SegmentRecord(
+            key=self._manifest.key,
+            id=segment.id,
+            file=name,
+            sha256=facts.sha256 if facts else "",
+            bytes=facts.bytes if facts else 0,
+            extradata_sha256=facts.extradata_sha256 if facts else "",
+            pts=facts.pts if facts else (),
+            lost=tuple(sorted(set(segment.pts) - set(facts.pts if facts else ()))),
+            corrupt=tuple(sorted(set(self._source.corrupt))),
+            redone=self._upscaler.redone - redone,
+            seconds={name: round(value, 4) for name, value in seconds.items()},
+        )
+        write_atomically(self._folder / f"seg-{segment.id:05d}.json", TypeAdapter(SegmentRecord).dump_json(record))
+        return record
+
+    def _make(self, segment: Segment, part: Path, clock: dict[str, float]) -> SegmentFacts | None:
+        decoded = _timed(self._source.read(segment.start_pts, segment.end_pts), clock, "decode")
+        with (
+            Prefetch(decoded, depth=2 * self._jobs, stop=self._stop, name="hat-video-decode") as frames,
+            closing(map_in_flight(self._upscale, frames, workers=self._jobs, stop=self._stop)) as upscaled,
+        ):
+            first = next(upscaled, None)
+            if first is None:
+                return None
+            with SegmentWriter(part, self._manifest.recipe.encoder, self._manifest.video) as writer:
+                batch: FrameBatch | None = first
+                while batch is not None:
+                    began = time.perf_counter()
+                    writer.write(batch)
+                    clock["encode"] += time.perf_counter() - began
+                    self._on_frames(len(batch))
+                    batch = next(upscaled, None)
+                began = time.perf_counter()
+                facts = writer.close()
+                clock["encode"] += time.perf_counter() - began
+        return facts
+
+    def _upscale(self, batch: FrameBatch) -> FrameBatch:
+        began = time.perf_counter()
+        manifest = self._manifest
+        rgb = to_rgb(batch.planes, manifest.source_video.pixel_format, manifest.source_video.color)
+        planes = from_rgb(self._upscaler(rgb), manifest.video.pixel_format, manifest.video.color)
+        self._model_seconds.append(time.perf_counter() - began)
+        return FrameBatch(planes, batch.pts)
+
+    def _check(self, segment: Segment, facts: SegmentFacts | None) -> None:
+        """No frame may appear that the plan does not know, and what is missing must be known to be lost."""
+        made = sorted(facts.pts) if facts else []
+        if len(set(made)) != len(made) or not set(made) <= set(segment.pts):
+            raise WorkError(
+                f"{self._manifest.source}: segment {segment.id} came out with timestamps that the source does not have;"
+                " did the file change while it was read?"
+            )
+
+    def _commit(self, segment: Segment, part: Path, facts: SegmentFacts | None) -> str | None:
+        if facts is None:
+            return None
+        name = f"seg-{segment.id:05d}.{facts.sha256[:12]}.mkv"
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(self._folder / name)
+        return name
+
+
+def _timed(items: Iterable[FrameBatch], clock: dict[str, float], name: str) -> Iterator[FrameBatch]:
+    iterator = iter(items)
+    while True:
+        began = time.perf_counter()
+        item = next(iterator, None)
+        clock[name] += time.perf_counter() - began
+        if item is None:
+            return
+        yield item

@@ -1,0 +1,248 @@
+"""How one stream travels from the source to the output: as it is, as sound encoded anew, or as text converted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Protocol, cast
+
+import av
+from av.audio.codeccontext import AudioCodecContext
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.bitstream import BitStreamFilterContext
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.subtitles.stream import SubtitleStream
+
+from hat_video.errors import SourceError
+
+__all__ = [
+    "Carrier",
+    "ConvertAudio",
+    "ConvertText",
+    "Copy",
+    "add_audio",
+    "add_copy",
+    "clean_metadata",
+    "copied_packets",
+    "open_input",
+    "sentence_of",
+]
+
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+_MUXER_TAGS = {
+    "encoder", "major_brand", "minor_version", "compatible_brands", "handler_name", "vendor_id", "duration", "bps",
+    "number_of_frames", "number_of_bytes", "timecode", "creation_time",
+}  # fmt: skip
+
+
+def open_input(path: str | os.PathLike[str]) -> InputContainer:
+    """Opens `path` for demuxing; tags that are not UTF-8 do not fail it.
+
+    Raises:
+        SourceError: the file is missing or FFmpeg does not understand it.
+    """
+    try:
+        # PyAV 19 dropped the argument and always decodes tags leniently.
+        if int(av.__version__.split(".")[0]) < 19:
+            return av.open(os.fspath(path), "r", metadata_errors="surrogateescape")
+        return av.open(os.fspath(path), "r")
+    except (FFmpegError, OSError, ValueError) as error:
+        raise SourceError(f"{path}: cannot be opened ({sentence_of(error)}); give a video file") from None
+
+
+def clean_metadata(tags: dict[str, str]) -> dict[str, str]:
+    """`tags` without those that a muxer wrote about its own file and that would be lies in another file."""
+    return {
+        key: value
+        for key, value in tags.items()
+        if key.lower() not in _MUXER_TAGS
+        and not key.upper().startswith("_STATISTICS")
+        and key.upper().split("-")[0] not in ("BPS", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "DURATION")
+    }
+
+
+def sentence_of(error: BaseException) -> str:
+    """The last thing that FFmpeg said about `error`, in one line."""
+    text = str(error).split("last error log:")[-1].strip()
+    return " ".join(text.split()) or type(error).__name__
+
+
+def add_copy(out: OutputContainer, s: Stream) -> Stream:
+    """Adds a stream to `out` for the packets of `s` as they are."""
+    # opaque: without it an encoder of that name is looked up, which decode-only codecs do not have.
+    o = out.add_stream_from_template(s, opaque=True) if s.codec_context else out.add_stream_from_template(s)
+    if isinstance(s, AudioStream) and isinstance(o, AudioStream):
+        layout = s.codec_context.layout
+        # Matroska does not say which speakers PCM is for, and MP4 refuses PCM that does not.
+        if "channels" in layout.name and layout.nb_channels in _LAYOUTS and s.codec_context.name.startswith("pcm_"):
+            o.codec_context.layout = _LAYOUTS[layout.nb_channels]
+    return o
+
+
+def add_audio(out: OutputContainer, s: AudioStream, encoder: str) -> AudioStream:
+    """Adds a stream to `out` that encodes the sound of `s` anew, at its rate and layout where `encoder` has them."""
+    c = s.codec_context
+    codec = av.Codec(encoder, "w")
+    rates = codec.audio_rates
+    rate = c.sample_rate
+    if rates and rate not in rates:
+        rate = min((r for r in rates if r > rate), default=max(rates))
+    a = cast(AudioStream, out.add_stream(encoder, rate=rate))
+    channels = c.layout.nb_channels
+    # "2 channels" names no speakers; encoders want to know them.
+    a.codec_context.layout = _LAYOUTS.get(channels, "stereo") if "channels" in c.layout.name else c.layout.name
+    if codec.lossless:
+        depth = "s16" if c.format.name.startswith(("u8", "s16")) else "s32"
+        a.codec_context.format = next(f.name for f in codec.audio_formats or () if f.name.startswith(depth))
+    else:
+        a.codec_context.bit_rate = 64000 * max(1, channels) + 32000
+    return a
+
+
+class Carrier(Protocol):
+    """One stream on its way: a source packet in, packets for the output out."""
+
+    def feed(self, packet: Packet[Stream]) -> list[Packet[Stream]]: ...
+    def flush(self) -> list[Packet[Stream]]: ...
+
+
+class Copy:
+    """Packets as they are. Also the rule of `verify` for what a copied stream must hold."""
+
+    def __init__(self, s: Stream, out: Stream | None) -> None:
+        self._is_audio = s.type == "audio"
+        self._is_cover = bool(s.disposition & Disposition.attached_pic)
+        # MP4 fills the gaps between texts with empty ones; its muxer makes them anew.
+        self._has_gaps = s.type == "subtitle" and s.codec_context.name == "mov_text"
+        self._out = out
+        self._last: int | None = None
+        self.backward = 0
+        """Packets left out because their dts went backwards, which no muxer takes."""
+        self._filter: BitStreamFilterContext | None = None
+        if self._is_audio and s.codec_context.name == "aac" and not s.codec_context.extradata:
+            # AAC out of a transport stream carries its header in every packet; other containers keep it once.
+            self._filter = BitStreamFilterContext("aac_adtstoasc", s)
+
+    def feed(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
+        if self._is_cover and packet.size:
+            packet.pts = packet.dts = 0  # some demuxers give a picture that belongs to no moment no time
+        if packet.pts is None and packet.dts is None:
+            return []  # the demuxer's flush packet
+        if self._has_gaps and bytes(packet)[:2] == b"\0\0":
+            return []
+        if packet.pts is None:
+            packet.pts = packet.dts
+        if packet.dts is None:
+            packet.dts = packet.pts
+        if self._is_audio and packet.is_discard and packet.duration and (packet.pts or 0) + 2 * packet.duration <= 0:
+            return []  # wholly before the start of the edit list; one packet of priming stays
+        dts = packet.dts or 0
+        if self._last is not None and dts < self._last:
+            self.backward += 1
+            return []
+        self._last = dts
+        # filter() empties the packet that it is given.
+        time_base = packet.time_base
+        packets = self._filter.filter(packet) if self._filter else [packet]
+        for p in packets:
+            p.time_base = time_base
+            if self._out is not None:
+                p.stream = self._out
+        return packets
+
+    def flush(self) -> list[Packet[Stream]]:
+        return []
+
+
+class ConvertAudio:
+    """Sound decoded and encoded anew."""
+
+    def __init__(self, s: AudioStream, out: AudioStream) -> None:
+        self._decoder, self._out = s.codec_context, out
+        self._resampler: AudioResampler | None = None
+        self.bad = 0
+        """Packets that could not be decoded."""
+
+    def feed(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
+        if packet.pts is None and packet.dts is None:
+            return []
+        try:
+            frames = self._decoder.decode(cast("Packet[AudioStream]", packet))
+        except FFmpegError:
+            self.bad += 1
+            return []
+        return [p for frame in frames for p in self._encode(frame)]
+
+    def _encode(self, frame: AudioFrame | None) -> list[Packet[Stream]]:
+        encoder: AudioCodecContext = self._out.codec_context
+        if self._resampler is None:
+            if not encoder.is_open:
+                encoder.open(strict=False)
+            # PyAV does not re-buffer: an encoder of fixed frames must get exactly its frame size.
+            self._resampler = AudioResampler(
+                encoder.format, encoder.layout, encoder.sample_rate, frame_size=encoder.frame_size or None
+            )
+        frames = self._resampler.resample(frame)
+        return [cast("Packet[Stream]", p) for f in frames for p in self._out.encode(f)]
+
+    def flush(self) -> list[Packet[Stream]]:
+        try:
+            frames = self._decoder.decode(None)
+        except FFmpegError:
+            frames = []
+        packets = [p for frame in frames for p in self._encode(frame)]
+        if self._resampler is not None:
+            packets += self._encode(None)
+            packets += [cast("Packet[Stream]", p) for p in self._out.encode(None)]
+        return packets
+
+
+class ConvertText:
+    """Text subtitles in another notation; styles survive as far as it has them."""
+
+    def __init__(self, s: SubtitleStream, out: SubtitleStream) -> None:
+        self._decoder, self._out = s.codec_context, out
+        self._decoder.open(strict=False)
+        out.codec_context.subtitle_header = self._decoder.subtitle_header
+        out.codec_context.time_base = Fraction(1, 1000)
+        out.time_base = Fraction(1, 1000)
+
+    def feed(self, packet: Packet[Stream]) -> list[Packet[Stream]]:
+        if packet.pts is None or not packet.size:
+            return []
+        try:
+            subtitles = self._decoder.decode2(packet)
+        except FFmpegError:
+            return []
+        if subtitles is None or not len(subtitles):
+            return []  # MP4 fills the gaps between texts with empty ones
+        p = cast("Packet[Stream]", self._out.codec_context.encode_subtitle(subtitles))
+        p.stream, p.time_base, p.duration = self._out, packet.time_base, packet.duration
+        p.pts = p.dts = packet.pts
+        return [p]
+
+    def flush(self) -> list[Packet[Stream]]:
+        return []
+
+
+def copied_packets(source: InputContainer, indexes: Sequence[int]) -> Iterator[tuple[int, Packet[Stream]]]:
+    """(index, packet) of the copied streams as they must stand in the output; for `verify`. Ends quietly at damage."""
+    rules = {i: Copy(source.streams[i], None) for i in indexes}
+    demuxer = source.demux(*(source.streams[i] for i in indexes)) if indexes else iter(())
+    while True:
+        try:
+            packet = next(demuxer, None)
+        except FFmpegError:
+            return
+        if packet is None:
+            return
+        index = packet.stream.index
+        if index in rules:
+            for p in rules[index].feed(packet):
+                yield index, p

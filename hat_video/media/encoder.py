@@ -1,0 +1,412 @@
+"""Frames to packets: the choice of an encoder, proven by opening it, and the writing of one segment."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+import torch
+from av.codec import Codec
+from av.codec.context import Flags
+from av.error import FFmpegError
+
+from hat_video.errors import OptionError, OutputError
+from hat_video.frames import ColorInfo, FrameBatch, PixelFormat, VideoInfo
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+__all__ = ["EncoderSpec", "SegmentFacts", "SegmentWriter", "plan_encoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """An encoder with every choice settled."""
+
+    name: str
+    """FFmpeg's name."""
+    pixel_format: str
+    crf: int | None
+    """None where the encoder has no such thing."""
+    preset: str | None
+    options: dict[str, str]
+    """Further private options."""
+    threads: int
+    """Fixed: another number gives other bytes."""
+
+    def private_options(self) -> dict[str, str]:
+        """All that is handed to the encoder by name."""
+        crf = {} if self.crf is None else {_CRF_NAME.get(self.name, "crf"): str(self.crf)}
+        preset = {} if self.preset is None else {"preset": self.preset}
+        return {**crf, **preset, **self.options}
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    crf: int | None
+    preset: str | None
+    options: dict[str, str]
+    crf_range: tuple[int, int] = (0, 51)
+
+
+_X26_PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+)
+_CRF_NAME = {"h264_nvenc": "cq", "hevc_nvenc": "cq", "av1_nvenc": "cq"}
+_DEFAULTS = {
+    "libx264": _Defaults(16, "medium", {}),
+    "libx265": _Defaults(18, "medium", {"x265-params": "log-level=none"}),
+    "libsvtav1": _Defaults(24, "8", {}, (0, 63)),
+    "libvpx-vp9": _Defaults(22, None, {"b": "0", "deadline": "good", "cpu-used": "3", "row-mt": "1"}, (0, 63)),
+    "ffv1": _Defaults(None, None, {"level": "3", "slicecrc": "1"}),
+    "prores_ks": _Defaults(None, None, {"profile": "3"}),
+    "h264_nvenc": _Defaults(18, "p5", {"rc": "vbr"}),
+    "hevc_nvenc": _Defaults(20, "p5", {"rc": "vbr"}),
+    "av1_nvenc": _Defaults(24, "p5", {"rc": "vbr"}, (0, 63)),
+}
+
+
+def plan_encoder(
+    container: str,
+    source: VideoInfo,
+    width: int,
+    height: int,
+    *,
+    name: str | None = None,
+    crf: int | None = None,
+    preset: str | None = None,
+    options: Mapping[str, str] | None = None,
+    threads: int = 2,
+) -> tuple[EncoderSpec, VideoInfo]:
+    """Settles the encoder, its pixel format and its tags, and opens it once to see that it takes them.
+
+    The depth and the chroma resolution of the source are kept where the encoder has them; RGB becomes 4:2:0 YUV, except
+    in lossless encoders that know RGB.
+
+    Args:
+        container: FFmpeg's name of the muxer: mp4, mov, matroska or webm.
+        source: the facts of the source.
+        width: of the output, in samples.
+        height: of the output, in samples.
+        name: FFmpeg's name of the encoder; libx264, or libvpx-vp9 in webm, if None.
+        crf: constant quality; the encoder's default of ours if None.
+        preset: likewise.
+        options: private options of the encoder.
+        threads: encoder threads, a part of the result.
+
+    Returns:
+        The encoder, and the facts of the video stream that it will make.
+
+    Raises:
+        OptionError: no such encoder or option, a value that it refuses, a size that it cannot code, or a codec that the
+            container cannot hold.
+    """
+    name = name or ("libvpx-vp9" if container == "webm" else "libx264")
+    formats = _formats_of(name)
+    defaults = _DEFAULTS.get(name, _Defaults(None, None, {}))
+    _check_quality(name, defaults, crf, preset, options or {})
+    pixel_format = _choose_format(source.pixel_format, formats, is_lossless=name == "ffv1")
+    spec = EncoderSpec(
+        name=name,
+        pixel_format=pixel_format.name,
+        crf=defaults.crf if crf is None else crf,
+        preset=preset or defaults.preset,
+        options=_merged({**defaults.options, **_repeatable(name)}, options or {}),
+        threads=threads,
+    )
+    video = replace(
+        source, width=width, height=height, pixel_format=pixel_format, color=_output_color(source, pixel_format)
+    )
+    _try(spec, video, container)
+    return spec, video
+
+
+def _formats_of(name: str) -> list[str]:
+    try:
+        codec = Codec(name, "w")
+    except ValueError:
+        codec = None
+    if codec is None or codec.type != "video":
+        raise OptionError(f"--encoder {name}: no such video encoder; for instance {', '.join(sorted(_DEFAULTS))}")
+    return [fmt.name for fmt in codec.video_formats or ()]
+
+
+def _check_quality(
+    name: str, defaults: _Defaults, crf: int | None, preset: str | None, options: Mapping[str, str]
+) -> None:
+    lowest, highest = defaults.crf_range
+    if crf is not None and name in _DEFAULTS:
+        if defaults.crf is None:
+            raise OptionError(f"--crf {crf}: {name} has no constant quality; leave it out")
+        if not lowest <= crf <= highest:
+            raise OptionError(f"--crf {crf}: {name} takes {lowest} (best) to {highest}")
+    # libx264 and libx265 complain about these on the terminal, past every log; so they are not asked.
+    if name in ("libx264", "libx265") and preset is not None and preset not in _X26_PRESETS:
+        raise OptionError(f"--preset {preset}: {name} has {', '.join(_X26_PRESETS)}")
+    if preset is not None and name in ("libvpx-vp9", "ffv1", "prores_ks"):
+        raise OptionError(f"--preset {preset}: {name} has no presets; leave it out")
+    tunes = ("film", "animation", "grain", "stillimage", "psnr", "ssim", "fastdecode", "zerolatency")
+    if name == "libx264" and any(tune not in tunes for tune in options.get("tune", "film").split(",")):
+        raise OptionError(f"--encoder-option tune={options['tune']}: {name} has {', '.join(tunes)}")
+
+
+def _repeatable(name: str) -> dict[str, str]:
+    """What makes an encoder give the same bytes for the same frames, every time.
+
+    With AVX-512 the x264 in PyAV's wheels does not: its macroblock tree comes out differently from run to run, on one
+    thread too. AVX2 is repeatable, and the encoder is a small part of the work (docs/adr/0004).
+    """
+    has_avx512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return {"x264-params": "asm=AVX2"} if name == "libx264" and has_avx512 else {}
+
+
+def _merged(defaults: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
+    """Ours under theirs; parameter lists are joined rather than replaced."""
+    merged = {**defaults, **options}
+    for key in defaults.keys() & options.keys():
+        if key.endswith("-params"):
+            merged[key] = f"{defaults[key]}:{options[key]}"
+    return merged
+
+
+def _choose_format(source: PixelFormat, formats: list[str], *, is_lossless: bool) -> PixelFormat:
+    """The format nearest to the source's: kind, then depth (not less if it can be), then chroma (not less)."""
+    known = []
+    for name in formats:
+        if name.startswith("yuvj"):
+            continue  # the range is a tag, not a format
+        with suppress(ValueError):
+            known.append(PixelFormat.parse(name))
+    if not known:
+        raise OptionError("the encoder takes no planar pixel format; use a software encoder")
+    wanted_kind = source.kind if source.kind == "yuv" or is_lossless else "yuv"
+    chroma = (source.log2_chroma_w, source.log2_chroma_h) if source.kind == "yuv" else (1, 1)
+
+    def distance(candidate: PixelFormat) -> tuple[bool, bool, int, bool, int]:
+        mine = (candidate.log2_chroma_w, candidate.log2_chroma_h)
+        return (
+            candidate.kind != wanted_kind,
+            candidate.bit_depth < source.bit_depth,
+            abs(candidate.bit_depth - source.bit_depth),
+            mine[0] > chroma[0] or mine[1] > chroma[1],
+            abs(mine[0] - chroma[0]) + abs(mine[1] - chroma[1]),
+        )
+
+    return min(known, key=distance)
+
+
+def _output_color(source: VideoInfo, pixel_format: PixelFormat) -> ColorInfo:
+    """The source's colours; where RGB becomes YUV, by the matrix that players expect of such a picture."""
+    color = replace(source.color, assumed=())
+    if pixel_format.kind == "rgb":
+        return replace(color, matrix=0, is_full_range=True)
+    if source.pixel_format.kind != "rgb":
+        # Gray is full range where nobody says otherwise, but players expect limited YUV.
+        is_full = color.is_full_range and source.pixel_format.kind != "gray"
+        return replace(color, is_full_range=is_full)
+    matrix = 9 if color.primaries == 9 else 1 if source.height >= 720 else 6
+    return replace(color, matrix=matrix, is_full_range=False, siting="left")
+
+
+def _add_stream(container: OutputContainer, spec: EncoderSpec, info: VideoInfo) -> VideoStream:
+    stream: VideoStream = container.add_stream(  # type: ignore[assignment]
+        spec.name, rate=info.rate or Fraction(25), options=spec.private_options()
+    )
+    context = stream.codec_context
+    context.width, context.height, context.pix_fmt = info.width, info.height, spec.pixel_format
+    context.time_base = stream.time_base = info.time_base
+    context.sample_aspect_ratio = info.sample_aspect_ratio
+    # FRAME, because PyAV's default makes x264 cut pictures into slices.
+    context.thread_type, context.thread_count = "FRAME", spec.threads
+    context.flags |= Flags.global_header | Flags.bitexact
+    color = info.color
+    context.colorspace, context.color_primaries, context.color_trc = color.matrix, color.primaries, color.transfer
+    context.color_range = 2 if color.is_full_range else 1
+    return stream
+
+
+_capture_lock = threading.Lock()
+
+
+def _try(spec: EncoderSpec, info: VideoInfo, container: str) -> None:
+    """Opens the encoder and writes a header in memory: what is wrong shows now and not after an hour."""
+    asked = ", ".join(f"{key}={value}" for key, value in spec.private_options().items())
+    with _capture_lock:
+        level = av.logging.get_level()
+        av.logging.set_level(av.logging.WARNING)
+        try:
+            with av.logging.Capture() as logs:
+                left = _open_in_memory(spec, info, container)
+        except (FFmpegError, ValueError) as error:
+            said = [text.strip() for _, _, text in logs] or [str(getattr(error, "strerror", None) or error)]
+            raise OptionError(
+                f"encoder {spec.name} at {info.width}x{info.height} in {container},"
+                f" with {asked or 'no options'}: {said[-1]}"
+            ) from None
+        finally:
+            av.logging.set_level(level)
+    if left:
+        raise OptionError(f"--encoder-option {', '.join(f'{k}={v}' for k, v in left.items())}: unknown to {spec.name}")
+    # A typo inside x264-params or its like is no error to FFmpeg; it is only said in the log.
+    for _, _, text in logs:
+        if "option" in text.lower() and ("unknown" in text.lower() or "error parsing" in text.lower()):
+            raise OptionError(f"encoder {spec.name}, with {asked}: {text.strip()}")
+
+
+def _open_in_memory(spec: EncoderSpec, info: VideoInfo, container: str) -> dict[str, str]:
+    """Returns the options that nobody took."""
+    out = av.open(io.BytesIO(), "w", format=container)
+    try:
+        stream = _add_stream(out, spec, info)
+        out.start_encoding()
+        return dict(stream.codec_context.options)
+    finally:
+        # There is no frame in it, which some muxers complain about.
+        with suppress(FFmpegError):
+            out.close()
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFacts:
+    """What a finished segment file holds."""
+
+    pts: tuple[int, ...]
+    """Of the packets, in decode order, in ticks of the source's time base."""
+    key: tuple[bool, ...]
+    """Which of them are key frames."""
+    extradata_sha256: str
+    """Of the codec's parameter sets: the same for all segments of a film."""
+    frames: int
+    bytes: int
+    sha256: str
+    """Of the file."""
+
+
+class SegmentWriter:
+    """Encodes frames into one Matroska file that starts with a key frame and needs no other file.
+
+    Matroska rounds time to milliseconds, so the file's own timestamps are frame numbers and nothing more; the true ones
+    are in the facts that `close` returns.
+
+    Args:
+        path: the file to write.
+        spec: the encoder.
+        info: the facts of the stream to make.
+
+    Raises:
+        OutputError: the file cannot be written, or the disk is full; also from `write` and `close`.
+    """
+
+    def __init__(self, path: Path, spec: EncoderSpec, info: VideoInfo) -> None:
+        self._path, self._spec, self._info = path, spec, info
+        self._numbers: dict[int, int] = {}
+        self._pts: list[int] = []
+        self._key: list[bool] = []
+        self._is_closed = False
+        try:
+            self._container = av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"})
+            self._stream = _add_stream(self._container, spec, info)
+        except OSError as error:
+            raise self._output_error(error) from None
+
+    def __enter__(self) -> SegmentWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            # An error is under way already; the file is rubbish either way.
+            with suppress(OSError, ValueError):
+                self._container.close()
+
+    def write(self, batch: FrameBatch) -> None:
+        """Encodes a batch of planes in the format that `info` says."""
+        for i, pts in enumerate(batch.pts):
+            frame = _frame([plane[i] for plane in batch.planes], self._info)
+            frame.pts, frame.time_base, frame.pict_type = pts, self._info.time_base, 0
+            self._numbers[pts] = len(self._numbers)
+            self._encode(frame)
+
+    def close(self) -> SegmentFacts:
+        """Flushes the encoder and finishes the file."""
+        self._encode(None)
+        extradata = self._stream.codec_context.extradata or b""
+        self._is_closed = True
+        try:
+            self._container.close()
+            with self._path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size = self._path.stat().st_size
+        except OSError as error:
+            raise self._output_error(error) from None
+        return SegmentFacts(
+            pts=tuple(self._pts),
+            key=tuple(self._key),
+            extradata_sha256=hashlib.sha256(extradata).hexdigest(),
+            frames=len(self._pts),
+            bytes=size,
+            sha256=sha256,
+        )
+
+    def _encode(self, frame: VideoFrame | None) -> None:
+        try:
+            for packet in self._stream.encode(frame):
+                if packet.pts is None:
+                    raise OutputError(
+                        f"{self._path}: {self._spec.name} gave a packet without a time; use another encoder"
+                    )
+                self._pts.append(packet.pts)
+                self._key.append(packet.is_keyframe)
+                number = self._numbers.get(packet.pts, packet.pts)
+                packet.time_base = Fraction(1, 1000)
+                packet.pts, packet.dts, packet.duration = 40 * number, 40 * (len(self._pts) - 1) - 4000, 40
+                packet.stream = self._stream
+                self._container.mux(packet)
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise self._output_error(error) from None
+
+    def _output_error(self, error: OSError) -> OutputError:
+        return OutputError(f"{self._path}: cannot be written: {error.strerror or error}")
+
+
+def _frame(planes: list[Any], info: VideoInfo) -> VideoFrame:
+    """One picture; the encoder reads the tensors' memory, nothing is copied."""
+    name = info.pixel_format.name
+    is_odd = info.width % (1 << info.pixel_format.log2_chroma_w) or info.height % (1 << info.pixel_format.log2_chroma_h)
+    color = info.color
+    if is_odd:
+        # DLPack import takes only whole chroma samples.
+        frame = av.VideoFrame(info.width, info.height, name)
+        for plane, tensor in zip(frame.planes, planes, strict=True):
+            rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+            data = np.ascontiguousarray(tensor.cpu().numpy()).view(np.uint8).reshape(plane.height, -1)
+            rows[:, : data.shape[1]] = data
+    else:
+        frame = av.VideoFrame.from_dlpack(tuple(plane.contiguous() for plane in planes), format=name)
+    frame.colorspace, frame.color_range = color.matrix, 2 if color.is_full_range else 1
+    return frame

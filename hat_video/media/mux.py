@@ -1,0 +1,382 @@
+"""Segments and passthrough become the finished file: every timestamp given back, DTS made anew over the whole film.
+
+Segment files keep time to a millisecond only, so their packets get their pts from the sidecars here, and nothing in
+this module computes a time from a frame rate.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from math import ceil, floor
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
+
+from hat_video.errors import CancelledError, HatVideoError, OutputError, WorkError
+from hat_video.frames import VideoInfo
+from hat_video.media.carry import clean_metadata, open_input
+from hat_video.media.passthrough import Passthrough, StreamPlan
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter  # a type of the stubs only
+
+__all__ = ["JoinFacts", "SegmentFile", "join"]
+
+_MILLISECOND = Fraction(1, 1000)
+_REDO = "remove it and run again, it is then made anew"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFile:
+    """One finished segment of the main video."""
+
+    path: Path
+    pts: tuple[int, ...]
+    """The packets' pts in decode order, in ticks of the source's time base, from the sidecar."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinFacts:
+    """What `join` wrote."""
+
+    frames: int
+    """Packets of the main video."""
+    offset: Fraction
+    """Seconds added to every time of every stream; 0 unless the film started late or before zero."""
+    notes: tuple[str, ...]
+    """One line each: tags or geometry that the container does not keep, damage in the source's other streams."""
+
+
+def join(
+    part: Path,
+    container: str,
+    segments: Sequence[SegmentFile],
+    *,
+    source: Path,
+    streams: Sequence[StreamPlan],
+    video: VideoInfo,
+    durations: Mapping[int, int],
+    should_stop: Callable[[], bool] | None = None,
+) -> JoinFacts:
+    """Writes the finished film to `part`; two joins of the same segments give the same bytes.
+
+    Args:
+        part: the file to write; renaming it is the caller's business, after the proof.
+        container: FFmpeg's muxer name: `mp4`, `mov`, `matroska` or `webm`.
+        segments: the segments in presentation order.
+        source: where the other streams, tags and chapters come from.
+        streams: what becomes of each stream of the source.
+        video: the facts of the output's video stream; its time base is the source's.
+        durations: pts to duration, both in ticks of `video.time_base`, for every frame.
+        should_stop: asked once a packet.
+
+    Returns:
+        What was written.
+
+    Raises:
+        WorkError: a segment is missing, unreadable, or not what its sidecar says.
+        OutputError: the file cannot be written, or the segments do not go into one stream.
+        SourceError: the source cannot be opened.
+        CancelledError: `should_stop` said so; `part` is left half written.
+    """
+    pts = [p for segment in segments for p in segment.pts]
+    if not pts:
+        raise WorkError(f"{part}: no segment holds a frame; there is nothing to join")
+    film = _Film(part, container, segments, video, durations, should_stop or (lambda: False))
+    try:
+        with Passthrough(source, streams) as others:
+            facts = film.write(others, streams)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+    except HatVideoError:
+        raise
+    except (FFmpegError, OSError, ValueError) as error:
+        raise OutputError(
+            f"{part}: cannot be written ({_reason(error)}); free space, or choose another place or container"
+        ) from None
+    return facts
+
+
+def regenerate_dts(pts: Sequence[int]) -> list[int]:
+    """Decode timestamps for packets in decode order: strictly rising, none later than its pts.
+
+    Packet k is decoded when the picture that is D places before it in presentation order is shown, D being the most
+    that any packet is ahead; the first D go on backwards at the first frame's pace.
+
+    Args:
+        pts: the packets' pts in decode order, all different, in ticks.
+
+    Returns:
+        One dts a packet, in ticks.
+
+    Raises:
+        WorkError: two packets have one pts.
+    """
+    order = sorted(pts)
+    twice = next((a for a, b in pairwise(order) if a == b), None)
+    if twice is not None:
+        raise WorkError(f"two frames of the segments have the pts {twice}; every pts must be different; run again")
+    delay = max(k - bisect_left(order, p) for k, p in enumerate(pts))
+    step = order[1] - order[0] if len(order) > 1 else 1
+    return [order[k - delay] if k >= delay else order[0] - (delay - k) * step for k in range(len(order))]
+
+
+class _Film:
+    """One output file while it is written."""
+
+    def __init__(
+        self,
+        part: Path,
+        container: str,
+        segments: Sequence[SegmentFile],
+        video: VideoInfo,
+        durations: Mapping[int, int],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._part, self._container, self._segments = part, container, segments
+        self._video, self._durations, self._should_stop = video, durations, should_stop
+        self._pts = [p for segment in segments for p in segment.pts]
+        self._is_isom = container in ("mp4", "mov")
+        self._notes: list[str] = []
+
+    def write(self, others: Passthrough, plans: Sequence[StreamPlan]) -> JoinFacts:
+        dts = regenerate_dts(self._pts)
+        first = _open_segment(self._segments[0].path)
+        out: OutputContainer | None = None
+        try:
+            out = self._open()
+            main = self._add_streams(out, _video_of(first, self._segments[0].path), others, plans)
+            offset = self._offset(others.first_seconds())
+            self._add_tags(out, main, others.source, plans, offset)
+            self._write_packets(out, main, others, dts, offset)
+            out.close()  # a full disk may show only here
+        except BaseException:
+            if out is not None:
+                _close_quietly(out)
+            raise
+        finally:
+            first.close()
+        self._note_lost_tags(others.source, plans)
+        return JoinFacts(len(self._pts), offset, (*self._notes, *others.notes))
+
+    def _open(self) -> OutputContainer:
+        options = {"fflags": "+bitexact", "avoid_negative_ts": "disabled"}
+        if self._is_isom:
+            scale = self._video.time_base.denominator
+            options["video_track_timescale"] = str(scale)
+            # Edit lists count in this scale: with the default of 1000 a late start would be off by up to half a
+            # millisecond.
+            options["movie_timescale"] = str(scale * ceil(Fraction(1000, scale)))
+            options["movflags"] = "+faststart"
+        if int(av.__version__.split(".")[0]) < 19:
+            return av.open(
+                os.fspath(self._part), "w", format=self._container, options=options, metadata_errors="surrogateescape"
+            )
+        return av.open(os.fspath(self._part), "w", format=self._container, options=options)
+
+    def _add_streams(
+        self, out: OutputContainer, template: VideoStream, others: Passthrough, plans: Sequence[StreamPlan]
+    ) -> VideoStream:
+        main: VideoStream | None = None
+        for plan in plans:
+            if plan.action == "video":
+                main = out.add_stream_from_template(template, opaque=True)
+            else:
+                others.add(plan, out)
+        if main is None:
+            raise OutputError(f"{self._part}: the plan names no main video among its {len(plans)} streams")
+        video, context = self._video, main.codec_context
+        main.time_base = video.time_base
+        if context.name == "hevc" and self._is_isom:
+            context.codec_tag = "hvc1"  # Apple's players know no other
+        context.framerate = self._constant_rate() or Fraction(0, 1)
+        context.sample_aspect_ratio = video.sample_aspect_ratio
+        context.colorspace, context.color_primaries = video.color.matrix, video.color.primaries
+        context.color_trc, context.color_range = video.color.transfer, 2 if video.color.is_full_range else 1
+        if video.display_matrix is not None:
+            main.set_display_matrix(video.display_matrix)
+        return main
+
+    def _constant_rate(self) -> Fraction | None:
+        # Matroska writes the rate as a default duration, which would be a lie for variable frame rates. A source that
+        # counts in milliseconds has durations that differ by one tick.
+        spans = {self._durations[p] for p in self._pts}
+        rate = self._video.rate
+        return rate if rate and max(spans) - min(spans) <= 1 else None
+
+    def _offset(self, sound: Fraction | None) -> Fraction:
+        """Seconds to add to all streams, a whole number of video ticks (mp4, mov) or of milliseconds (mkv, webm)."""
+        tick = self._video.time_base if self._is_isom else _MILLISECOND
+        video = min(self._pts) * self._video.time_base
+        start = video if sound is None else min(video, sound)
+        if start >= 1:
+            return -floor(start / tick) * tick
+        # mp4 and mov hold what is before zero in an edit list, Matroska has no times below zero.
+        lowest = video if self._is_isom else start
+        return ceil(-lowest / tick) * tick if lowest < 0 else Fraction(0)
+
+    def _add_tags(
+        self,
+        out: OutputContainer,
+        main: VideoStream,
+        source: InputContainer,
+        plans: Sequence[StreamPlan],
+        offset: Fraction,
+    ) -> None:
+        original = next(source.streams[plan.index] for plan in plans if plan.action == "video")
+        out.metadata.update(clean_metadata(source.metadata))
+        main.metadata.update(clean_metadata(original.metadata))
+        main.disposition = original.disposition
+        timecode = next(
+            (source.streams[p.index].metadata["timecode"] for p in plans if p.target == "timecode"),
+            original.metadata.get("timecode"),
+        )
+        if timecode:
+            main.metadata["timecode"] = timecode
+        chapters = [_moved(chapter, offset) for chapter in source.chapters()]
+        if chapters:
+            out.set_chapters(chapters)
+
+    def _write_packets(
+        self, out: OutputContainer, main: VideoStream, others: Passthrough, dts: Sequence[int], offset: Fraction
+    ) -> None:
+        time_base = self._video.time_base
+        side = others.packets()
+        waiting = next(side, None)
+        for k, packet in enumerate(self._video_packets()):
+            now = dts[k] * time_base
+            while waiting is not None and _decode_seconds(waiting) <= now:
+                self._mux(out, waiting, offset)
+                waiting = next(side, None)
+            packet.stream = main
+            packet.pts, packet.dts, packet.time_base = self._pts[k], dts[k], time_base
+            packet.duration = self._durations[self._pts[k]]
+            self._mux(out, packet, offset)
+        while waiting is not None:
+            self._mux(out, waiting, offset)
+            waiting = next(side, None)
+
+    def _mux(self, out: OutputContainer, packet: Packet[Stream], offset: Fraction) -> None:
+        if self._should_stop():
+            raise CancelledError(f"{self._part}: stopped while joining; the segments are kept")
+        old = packet.time_base
+        if not self._is_isom:
+            # The muxer would round pts and offset together from whatever base; here every time is rounded once.
+            base = _MILLISECOND
+            packet.duration = round((packet.duration or 0) * old / base)
+        else:
+            base = old
+        packet.pts = None if packet.pts is None else _nearest((packet.pts * old + offset) / base)
+        packet.dts = None if packet.dts is None else _nearest((packet.dts * old + offset) / base)
+        packet.time_base = base
+        out.mux(packet)
+
+    def _video_packets(self) -> Iterator[Packet[Stream]]:
+        """The packets of all segments in order; each file must hold exactly what its sidecar says."""
+        extradata: bytes | None = None
+        for n, segment in enumerate(self._segments):
+            with _open_segment(segment.path) as inp:
+                stream = _video_of(inp, segment.path)
+                own = stream.codec_context.extradata or b""
+                if extradata is not None and own != extradata:
+                    raise OutputError(
+                        f"{segment.path}: its codec headers differ from those of {self._segments[0].path.name}; "
+                        f"all segments must come from one encoder with the same options; {_REDO}"
+                    )
+                extradata = own
+                count = 0
+                try:
+                    for packet in inp.demux(stream):
+                        if not packet.size:
+                            continue
+                        count += 1
+                        if count <= len(segment.pts):
+                            yield cast("Packet[Stream]", packet)
+                except FFmpegError as error:
+                    raise WorkError(f"{segment.path}: segment {n} cannot be read ({_reason(error)}); {_REDO}") from None
+            if count != len(segment.pts):
+                raise WorkError(
+                    f"{segment.path}: segment {n} holds {count} frames, its record says {len(segment.pts)}; {_REDO}"
+                )
+
+    def _note_lost_tags(self, source: InputContainer, plans: Sequence[StreamPlan]) -> None:
+        with open_input(self._part) as done:
+            wanted = {k.lower() for k in clean_metadata(source.metadata)}
+            lost = sorted(wanted - {k.lower() for k in done.metadata})
+            if lost:
+                self._notes.append(f"{self._container} does not keep the tags {', '.join(lost)}")
+            self._note_lost_names(done, plans)
+            missing = len(source.chapters()) - len(done.chapters())
+            if missing > 0:
+                self._notes.append(f"{self._container} does not keep {missing} of the chapters")
+            stream = next(s for s in done.streams.video if not s.disposition & Disposition.attached_pic)
+            shape = stream.sample_aspect_ratio or Fraction(1)
+            if shape != self._video.sample_aspect_ratio:
+                self._notes.append(
+                    f"{self._container} does not keep the sample aspect ratio {self._video.sample_aspect_ratio} of "
+                    f"{stream.codec_context.name}; players will show {shape}"
+                )
+
+    def _note_lost_names(self, done: InputContainer, plans: Sequence[StreamPlan]) -> None:
+        for kind in ("audio", "subtitle"):
+            kept = [p for p in plans if p.kind == kind and p.action in ("copy", "convert")]
+            for plan, s in zip(kept, (s for s in done.streams if s.type == kind), strict=False):
+                if plan.title and plan.title not in (s.metadata.get("title"), s.metadata.get("handler_name")):
+                    self._notes.append(
+                        f"{self._container} does not keep the title {plan.title!r} of {kind} {plan.index}"
+                    )
+                if plan.language not in (None, "und", s.language):
+                    self._notes.append(
+                        f"{self._container} keeps language {plan.language} of {kind} {plan.index} as {s.language}"
+                    )
+
+
+def _open_segment(path: Path) -> InputContainer:
+    try:
+        return av.open(os.fspath(path), "r")
+    except (FFmpegError, OSError) as error:
+        raise WorkError(f"{path}: segment cannot be opened ({_reason(error)}); {_REDO}") from None
+
+
+def _video_of(inp: InputContainer, path: Path) -> VideoStream:
+    if not inp.streams.video:
+        raise WorkError(f"{path}: segment holds no video; {_REDO}")
+    return inp.streams.video[0]
+
+
+def _decode_seconds(packet: Packet[Stream]) -> Fraction:
+    ticks = packet.dts if packet.dts is not None else packet.pts
+    return (ticks or 0) * packet.time_base
+
+
+def _nearest(value: Fraction) -> int:
+    # Halves go up: round() would take them to the even neighbour, and equal steps would come out unequal.
+    return floor(value + Fraction(1, 2))
+
+
+def _moved(chapter: Chapter, offset: Fraction) -> Chapter:
+    time_base = chapter["time_base"] or _MILLISECOND
+    ticks = _nearest(offset / time_base)
+    return {**chapter, "start": max(0, chapter["start"] + ticks), "end": max(0, chapter["end"] + ticks)}
+
+
+def _close_quietly(out: OutputContainer) -> None:
+    try:
+        out.close()
+    except (FFmpegError, OSError, ValueError):
+        return  # the error that brought us here is the one to tell
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,256 @@
+"""The models that have names: what each is for, where it is from, and how to load it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hat_video.errors import ModelError, UsageError
+from hat_video.model.checkpoint import load_network, read_checkpoint
+from hat_video.model.hat import HAT, HATConfig
+
+__all__ = ["Model", "ModelFacts", "default_model_name", "list_models", "load_model", "resample"]
+
+_RELEASES = "weights by XPixelGroup/HAT (their releases); give the file: --model FILE.pth"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of a named model without loading it."""
+
+    name: str
+    scales: tuple[int, ...]
+    purpose: str
+    parameters: int
+    licence: str
+    where: str
+    sha256: dict[int, str] = field(default_factory=dict)
+    """Of the file, by scale, where it is known."""
+    is_included: bool = False
+    """True where the weights come with the package, or none are needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded model, and the facts that a caller would otherwise guess."""
+
+    name: str
+    scale: int
+    purpose: str
+    licence: str
+    sha256: str
+    """Of its file; for a resampler, of its name and version."""
+    parameters: int
+    config: HATConfig | None
+    """None for a resampler."""
+    network: HAT | None
+    """fp32 on the CPU, in evaluation mode; None for a resampler."""
+    kernel: str | None = None
+    """`bicubic` or `lanczos` for a resampler."""
+
+
+_SHIPPED = (
+    ModelFacts(
+        "hat-nano",
+        (2, 4),
+        "clean pictures, quickly on a CPU; the default",
+        117_375,
+        "Apache-2.0",
+        "included",
+        {
+            2: "6ba4b345d52c23095a916e0efa0579e8859b9af126ef7a2c255b0f2fc9ec0f7e",
+            4: "4d013c780ff2349bc1026e2dc6b4cc04ea60dd165ac6e4a380924a2bbbd6bc17",
+        },
+        is_included=True,
+    ),
+)
+_RESAMPLERS = tuple(
+    ModelFacts(name, (1, 2, 3, 4), purpose, 0, "Apache-2.0", "included", is_included=True)
+    for name, purpose in (
+        ("bicubic", "the baseline of the literature (Keys, a = -0.5); no network"),
+        ("lanczos", "the usual resampler of editors (3 lobes); no network"),
+    )
+)
+_RELEASED = (
+    ModelFacts(
+        "HAT-S",
+        (2, 3, 4),
+        "clean pictures; the small one of the paper",
+        9_621_183,
+        "Apache-2.0",
+        _RELEASES,
+        {4: "a92f81bd2c0c1aaa371a6e4d6cac69e749fde2e36196885ee47a4a3667542c9a"},
+    ),
+    ModelFacts(
+        "HAT",
+        (2, 3, 4),
+        "clean pictures; with ImageNet pre-training where there is a choice",
+        20_772_507,
+        "Apache-2.0",
+        _RELEASES,
+        {4: "4ee053c42461187846dc0e93aa5abd34591c0725a8e044a59000e92ee215e833"},
+    ),
+    ModelFacts(
+        "HAT-L",
+        (2, 3, 4),
+        "clean pictures; the best and slowest",
+        40_846_575,
+        "Apache-2.0",
+        _RELEASES,
+        {4: "5992bd38522f2b8faf11ea4bd8ee08de92465bb66892166576999afc36d60043"},
+    ),
+    ModelFacts("Real_HAT_GAN", (4,), "real, damaged pictures; true to the source", 20_772_507, "Apache-2.0", _RELEASES),
+    ModelFacts(
+        "Real_HAT_GAN_sharper",
+        (4,),
+        "real, damaged pictures; sharper",
+        20_772_507,
+        "Apache-2.0",
+        _RELEASES,
+        {4: "5800b67136006eb8cab3b4ed7c8d73b6a195bb18e6cc709b674f9aa069c00271"},
+    ),
+)
+
+
+def list_models() -> list[ModelFacts]:
+    """Every model that has a name: the included ones first."""
+    return [*_SHIPPED, *_RESAMPLERS, *_RELEASED]
+
+
+def default_model_name(scale: int) -> str:
+    """The included network of a scale.
+
+    Raises:
+        UsageError: there is none; the message says what there is.
+    """
+    for facts in _SHIPPED:
+        if scale in facts.scales:
+            return facts.name
+    has = "; ".join(f"{facts.name} has {_scales(facts)}" for facts in (*_SHIPPED, *_RESAMPLERS))
+    raise UsageError(
+        f"--scale {scale}: no network of that scale is included; {has}; or give a checkpoint with --model FILE"
+    )
+
+
+def _scales(facts: ModelFacts) -> str:
+    return ", ".join(f"x{scale}" for scale in facts.scales)
+
+
+def load_model(name_or_path: str | Path, *, scale: int | None = None) -> Model:
+    """Loads a model by its name, or a HAT checkpoint from a file.
+
+    Args:
+        name_or_path: a name that `list_models` gives with `is_included`, or a .pth, .pt or .safetensors file.
+        scale: 1 to 4; a checkpoint has its own, a named model defaults to 2.
+
+    Raises:
+        ModelError: no such model or file, another scale, or a file that cannot be used.
+    """
+    name = str(name_or_path)
+    for facts in (*_SHIPPED, *_RESAMPLERS):
+        if name == facts.name:
+            wanted = scale or 2
+            if wanted not in facts.scales:
+                raise ModelError(f"--scale {wanted}: {name} has {_scales(facts)}")
+            return _included(facts, wanted)
+    path = Path(name)
+    if not path.is_file():
+        if any(name == facts.name for facts in _RELEASED):
+            raise ModelError(f"--model {name}: not included; {_RELEASES}")
+        names = ", ".join(facts.name for facts in (*_SHIPPED, *_RESAMPLERS))
+        raise ModelError(f"--model {name}: no such file, nor a model that is included ({names})")
+    return _from_file(path, scale, ModelFacts(path.stem, (), "a checkpoint of yours", 0, "unknown", str(path)))
+
+
+def _included(facts: ModelFacts, scale: int) -> Model:
+    if facts in _RESAMPLERS:
+        version = hashlib.sha256(f"{facts.name} 1".encode()).hexdigest()
+        return Model(facts.name, scale, facts.purpose, facts.licence, version, 0, None, None, kernel=facts.name)
+    resource = files("hat_video.model") / "weights" / f"{facts.name.replace('-', '_')}_x{scale}.safetensors"
+    with as_file(resource) as path:
+        return _from_file(path, scale, facts)
+
+
+def _from_file(path: Path, scale: int | None, facts: ModelFacts) -> Model:
+    checkpoint = read_checkpoint(path)
+    network = load_network(checkpoint, path)
+    mine = checkpoint.config.upscale
+    if scale is not None and scale != mine:
+        raise ModelError(f"--scale {scale}: {path} is trained for x{mine}; leave --scale out")
+    for known in (*_SHIPPED, *_RELEASED):
+        if checkpoint.sha256 in known.sha256.values():
+            facts = known
+    return Model(
+        name=facts.name,
+        scale=mine,
+        purpose=facts.purpose,
+        licence=facts.licence,
+        sha256=checkpoint.sha256,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        config=checkpoint.config,
+        network=network,
+    )
+
+
+def resample(rgb: Tensor, scale: int, kernel: str) -> Tensor:
+    """Enlarges by a fixed filter, pixel centres on half integers, edges repeated.
+
+    Args:
+        rgb: (N, C, H, W), any floating dtype.
+        scale: 1 to 4.
+        kernel: `bicubic` (Keys, a = -0.5, as MATLAB and Pillow have it) or `lanczos` (3 lobes).
+
+    Returns:
+        (N, C, scale * H, scale * W), not clamped.
+    """
+    if scale == 1:
+        return rgb.clone()
+    for dim in (2, 3):
+        rgb = _enlarge(rgb, dim, scale, kernel)
+    return rgb
+
+
+@lru_cache(maxsize=16)
+def _filters(scale: int, kernel: str) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    """For each of `scale` output phases: the first tap, relative to the input pixel, and the weights."""
+    reach = 2 if kernel == "bicubic" else 3
+    phases = []
+    for phase in range(scale):
+        place = (phase + 0.5) / scale - 0.5
+        first = math.floor(place) - reach + 1
+        weights = [_weight(place - (first + tap), kernel) for tap in range(2 * reach)]
+        total = sum(weights)
+        phases.append((first, tuple(weight / total for weight in weights)))
+    return tuple(phases)
+
+
+def _weight(x: float, kernel: str) -> float:
+    x = abs(x)
+    if kernel == "bicubic":
+        if x < 1:
+            return (1.5 * x - 2.5) * x * x + 1
+        return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+    if x >= 3:
+        return 0.0
+    return 1.0 if x == 0 else 3 * math.sin(math.pi * x) * math.sin(math.pi * x / 3) / (math.pi * x) ** 2
+
+
+def _enlarge(rgb: Tensor, dim: int, scale: int, kernel: str) -> Tensor:
+    edge = 3
+    count = rgb.shape[dim]
+    padded = F.pad(rgb, (0, 0, edge, edge) if dim == 2 else (edge, edge, 0, 0), mode="replicate")
+    phases = []
+    for first, weights in _filters(scale, kernel):
+        out = torch.zeros_like(rgb)
+        for tap, weight in enumerate(weights):
+            out.add_(padded.narrow(dim, edge + first + tap, count), alpha=weight)
+        phases.append(out)
+    return torch.stack(phases, dim + 1).flatten(dim, dim + 1)

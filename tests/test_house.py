@@ -1,0 +1,74 @@
+"""The shape of the house: who may import whom, what the package shows, and what it must not need."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hat_video
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "hat_video"
+
+# Arrows point down only. A room may use those that are named here, and itself.
+MAY_USE = {
+    "errors": set(),
+    "frames": {"errors"},
+    "color": {"frames", "errors"},
+    "model": {"frames", "errors"},
+    "media": {"color", "frames", "errors"},
+    "inference": {"model", "color", "frames", "errors"},
+    "jobs": {"inference", "media", "model", "color", "frames", "errors"},
+    "cli": {"jobs", "inference", "media", "model", "color", "frames", "errors"},
+}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    room = parts[0]
+    if room in ("__init__", "__main__"):
+        return
+    used = {room_of(name) for name in imports_of(path) if name.startswith("hat_video")} - {room, ""}
+    assert used <= MAY_USE[room], f"{path} uses {used - MAY_USE[room]}"
+
+
+def test_only_the_cli_prints() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "cli.py":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+            assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls), path
+
+
+def test_public_names_are_few_and_there() -> None:
+    assert len(hat_video.__all__) <= 15
+    assert all(hasattr(hat_video, name) for name in hat_video.__all__)
+    assert "UpscaleOptions" in hat_video.__all__
+
+
+def test_import_needs_no_optional_package() -> None:
+    code = (
+        "import sys; import hat_video, hat_video.cli;"
+        "bad = [m for m in ('nvidia.dali', 'openvino', 'ray', 'ffmpeg', 'PIL', 'spandrel', 'torchvision') if m in sys.modules];"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,115 @@
+"""Cutting into segments, the manifest on disk, and the machine's CPUs."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from hat_video.errors import OptionError
+from hat_video.jobs.options import UpscaleOptions, config_names, load_config
+from hat_video.jobs.plan import Manifest, cpu_count, cut_segments, plan_file
+from hat_video.media.probe import FrameIndex
+from tests.clips import make_clip
+
+
+def index(pts: list[int], keys: list[int]) -> FrameIndex:
+    return FrameIndex(pts=tuple(pts), key_pts=tuple(keys), last_duration=1)
+
+
+def cuts(pts: list[int], keys: list[int], ticks: int) -> list[int]:
+    return [segment.start_pts for segment in cut_segments(index(pts, keys), ticks)]
+
+
+def test_segments_start_at_key_frames_in_reach() -> None:
+    assert cuts(list(range(100)), [0, 12, 33, 45, 80], 10) == [0, 12, 22, 33, 45, 55, 65, 80, 90]
+
+
+def test_a_single_key_frame_does_not_make_a_single_segment() -> None:
+    assert cuts(list(range(100)), [0], 30) == [0, 30, 60, 90]
+
+
+@pytest.mark.parametrize("ticks", [1, 7, 40, 10_000])
+@pytest.mark.parametrize("step", [[1], [1, 5, 2], [1000]])
+def test_segments_cover_every_frame_once(ticks: int, step: list[int]) -> None:
+    pts = list(itertools.accumulate(itertools.islice(itertools.cycle(step), 90), initial=-7))
+    segments = cut_segments(index(pts, pts[::13]), ticks)
+    assert [tick for segment in segments for tick in segment.pts] == pts
+    assert all(a.end_pts == b.start_pts for a, b in itertools.pairwise(segments))
+    assert all(segment.start_pts == segment.pts[0] and segment.pts[-1] < segment.end_pts for segment in segments)
+
+
+def test_manifest_survives_the_disk(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    make_clip(clip)
+    plan = plan_file(clip, tmp_path / "out.mkv", UpscaleOptions(model="bicubic", scale=2, segment=0.3))
+    assert Manifest.from_json(plan.manifest.to_json()) == plan.manifest
+
+
+def test_key_follows_what_changes_the_bytes_and_nothing_else(tmp_path: Path) -> None:
+    clip, other = tmp_path / "clip.mp4", tmp_path / "other.mp4"
+    make_clip(clip, frames=30)
+    make_clip(other, frames=31)
+
+    def key(source: Path = clip, name: str = "out.mp4", **choices: object) -> str:
+        options = UpscaleOptions(**{"model": "bicubic", "scale": 2, **choices})  # type: ignore[arg-type]
+        return plan_file(source, tmp_path / name, options).manifest.key
+
+    same = key()
+    assert key(name="another.mp4") == same
+    assert key(jobs=5) == same
+    assert key(work_dir=tmp_path) == same
+    assert key(strict=True) == same
+    renamed = clip.rename(tmp_path / "renamed.mp4")
+    assert key(renamed) == same
+    different = [
+        key(other),
+        key(renamed, crf=17),
+        key(renamed, preset="fast"),
+        key(renamed, scale=3),
+        key(renamed, model="lanczos"),
+        key(renamed, model="hat-nano"),
+        key(renamed, batch=2),
+        key(renamed, segment=0.2),
+        key(renamed, name="out.mkv"),
+        key(renamed, encoder_option=("tune=film",)),
+    ]
+    assert len({same, *different}) == 1 + len(different)
+
+
+def test_cpu_count_is_not_more_than_the_machines() -> None:
+    import os
+
+    assert 1 <= cpu_count() <= (os.cpu_count() or 1)
+
+
+def test_presets_load_and_typed_options_come_from_toml(tmp_path: Path) -> None:
+    assert config_names() == ["archive", "draft", "lossless"]
+    for name in config_names():
+        assert load_config(name) != UpscaleOptions()
+    file = tmp_path / "mine.toml"
+    file.write_text('encoder-option = ["tune=film", "aq-mode=3"]\nsegment = 5\nwork-dir = "w"\nkeep_work = true\n')
+    assert load_config(file) == UpscaleOptions(
+        encoder_option=("tune=film", "aq-mode=3"), segment=5.0, work_dir=Path("w"), keep_work=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("scale = 7", "scale = 7"),
+        ("crf = 'good'", "crf = 'good'"),
+        ("colour = 1", "unknown key 'colour'"),
+        ("segment = 0", "--segment 0"),
+        ("segment =", "not a TOML file"),
+    ],
+)
+def test_bad_toml_is_one_line_with_the_value(tmp_path: Path, text: str, line: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(OptionError) as error:
+        load_config(file)
+    assert line in str(error.value)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
