@@ -103,7 +103,8 @@ def main() -> None:
         memory = {"short_mib": peak_mebibytes(short, folder), "long_mib": peak_mebibytes(long, folder)}
     memory["ratio"] = memory["long_mib"] / memory["short_mib"]
     print(
-        f"peak memory {memory['short_mib']:.0f} MiB, 20 times as long {memory['long_mib']:.0f} MiB, ratio {memory['ratio']:.3f}"
+        f"peak memory {memory['short_mib']:.0f} MiB, of a clip 20 times as long {memory['long_mib']:.0f} MiB,"
+        f" ratio {memory['ratio']:.3f}"
     )
     result = {
         "command": "python benchmarks/road.py",

@@ -1,4 +1,4 @@
-"""The command as people type it, above all when they type it wrong: one clear line, the right exit code, nothing left."""
+"""The command as people type it, above all typed wrong: one clear line, the right exit code, nothing left behind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -17,6 +18,7 @@ from hat_video.cli import main
 from tests.clips import make_clip
 from tests.command import ROOT, sidecars, start, tree, upscale
 
+Err = Callable[[], str]
 FAST = ("--model", "bicubic", "--scale", "2")
 
 
@@ -28,7 +30,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def err(capsys: pytest.CaptureFixture[str]):  # noqa: ANN201
+def err(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     """What the command said on stderr: exactly one line."""
 
     def read() -> str:
@@ -70,7 +72,7 @@ def test_json_progress_is_one_object_a_line(clip: Path, tmp_path: Path, capsys: 
     assert sorted(set(stages), key=stages.index) == ["plan", "work", "join", "verify", "done"]
     assert events[-1]["event"] == "done"
     assert events[-1]["frames"] == {"in": 20, "out": 20, "lost": 0, "corrupt": 0, "reused": 0}
-    work = [event for event in events if event.get("stage") == "verify"][0]
+    work = next(event for event in events if event.get("stage") == "verify")
     assert (work["frames_done"], work["frames_total"], work["clip"], work["clips"]) == (20, 20, 1, 1)
 
 
@@ -115,19 +117,19 @@ def test_options_may_stand_between_inputs(clip: Path, tmp_path: Path) -> None:
         ["nonsense"],
     ],
 )
-def test_usage_errors_exit_2(words: list[str], err) -> None:  # noqa: ANN001
+def test_usage_errors_exit_2(words: list[str], err: Err) -> None:
     assert main(words) == 2
     assert "Try `hat-video --help`" in err()
 
 
-def test_scale_without_a_shipped_model_exits_2_and_names_what_has_it(clip: Path, err) -> None:  # noqa: ANN001
+def test_scale_without_a_shipped_model_exits_2_and_names_what_has_it(clip: Path, err: Err) -> None:
     assert upscale(clip, "--scale", "3") == 2
     line = err()
     assert "x2" in line
     assert "bicubic" in line or "lanczos" in line
 
 
-def test_sources_that_are_no_video(clip: Path, tmp_path: Path, err) -> None:  # noqa: ANN001
+def test_sources_that_are_no_video(clip: Path, tmp_path: Path, err: Err) -> None:
     empty, text, cut = tmp_path / "empty.mp4", tmp_path / "letter.mp4", tmp_path / "cut.mp4"
     empty.touch()
     text.write_text("Dear Sir, this is a letter and not a video.\n" * 50)
@@ -154,15 +156,13 @@ def test_sources_that_are_no_video(clip: Path, tmp_path: Path, err) -> None:  # 
         assert reason in line.lower(), line
 
 
-def test_directory_without_video(tmp_path: Path, err) -> None:  # noqa: ANN001
+def test_directory_without_video(tmp_path: Path, err: Err) -> None:
     (tmp_path / "readme.txt").write_text("x")
     refused(tmp_path, tmp_path, *FAST)
     assert "no video" in err()
 
 
-def test_truncated_matroska_gives_what_is_there_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_truncated_matroska_gives_what_is_there_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, cut = tmp_path / "whole.mkv", tmp_path / "cut.mkv"
     make_clip(whole, frames=60, gop=5)
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
@@ -191,7 +191,7 @@ def test_flipped_bytes_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "damaged" in (said := capsys.readouterr().err) or "lost" in said
 
 
-def test_outputs_that_cannot_be(clip: Path, tmp_path: Path, err) -> None:  # noqa: ANN001
+def test_outputs_that_cannot_be(clip: Path, tmp_path: Path, err: Err) -> None:
     copy = tmp_path / "clip.mp4"
     copy.write_bytes(clip.read_bytes())
     refused(tmp_path, copy, "-o", copy, *FAST)
@@ -231,14 +231,14 @@ def test_outputs_that_cannot_be(clip: Path, tmp_path: Path, err) -> None:  # noq
         (["--config", "nonsense"], ["nonsense", "archive"]),
     ],
 )
-def test_choices_that_cannot_be_met(clip: Path, tmp_path: Path, err, words: list[str], named: list[str]) -> None:  # noqa: ANN001
+def test_choices_that_cannot_be_met(clip: Path, tmp_path: Path, err: Err, words: list[str], named: list[str]) -> None:
     rest = [] if "--model" in words else list(FAST)
     refused(tmp_path, clip, "-o", tmp_path / "out.mp4", *rest, *words)
     line = err()
     assert all(name in line for name in named), line
 
 
-def test_checkpoints_that_are_none(clip: Path, tmp_path: Path, err) -> None:  # noqa: ANN001
+def test_checkpoints_that_are_none(clip: Path, tmp_path: Path, err: Err) -> None:
     other, nan, text = tmp_path / "other.pth", tmp_path / "nan.safetensors", tmp_path / "text.pth"
     torch.save({"params": {"body.0.weight": torch.zeros(3, 3), "head.bias": torch.zeros(3)}}, other)
     text.write_text("not a checkpoint")
@@ -283,7 +283,7 @@ def test_disk_full_keeps_what_is_committed_and_says_how_to_go_on(tmp_path: Path)
         subprocess.run(["umount", small], check=True)
 
 
-def test_too_little_space_is_refused_before_any_work(tmp_path: Path, clip: Path, err) -> None:  # noqa: ANN001
+def test_too_little_space_is_refused_before_any_work(tmp_path: Path, clip: Path, err: Err) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system takes root")
     small = tmp_path / "small"
@@ -321,7 +321,9 @@ def test_probe_models_doctor_clean(clip: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_help_needs_no_input() -> None:
-    done = subprocess.run([sys.executable, "-m", "hat_video", "upscale", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "hat_video", "upscale", "--help"], capture_output=True, text=True, check=True
+    )
     for option in ("--model", "--scale", "--device", "--precision", "--decoder", "--encoder", "--crf", "--preset"):
         assert option in done.stdout
     for option in ("--tile", "--batch", "--segment", "--jobs", "--work-dir", "--keep-work", "--overwrite", "--strict"):

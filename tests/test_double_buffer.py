@@ -24,7 +24,8 @@ def test_prefetch_holds_no_more_than_its_depth() -> None:
 
     def source() -> Iterator[int]:
         nonlocal made
-        for made in range(1, 100):
+        while made < 100:
+            made += 1
             yield made
 
     with Prefetch(source(), depth=3, stop=threading.Event(), name="hat-video-test") as items:
@@ -52,12 +53,13 @@ def test_prefetch_raises_the_producers_error_after_what_came_before_it() -> None
 
 
 def test_prefetch_leaves_when_the_consumer_fails() -> None:
-    with (
-        pytest.raises(ZeroDivisionError),
-        Prefetch(iter(int, 1), depth=1, stop=threading.Event(), name="hat-video-test") as items,
-    ):
-        for item in items:
-            1 // item
+    def consume() -> None:
+        with Prefetch(iter(int, 1), depth=1, stop=threading.Event(), name="hat-video-test") as items:
+            for item in items:
+                1 // item
+
+    with pytest.raises(ZeroDivisionError):
+        consume()
     assert our_threads() == []
 
 

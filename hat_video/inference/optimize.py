@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_video.model.hat import HAB, HAT, OCAB, RHAG, WindowAttention
+from hat_video.model.hat import HAB, HAT, OCAB, RHAG, ChannelAttention, WindowAttention
 
 __all__ = ["FastHAT", "optimize"]
 
@@ -170,8 +170,9 @@ class _FastWindowAttention(nn.Module):
         if self.shift:
             self._attend_shifted(qkv, out, batch, rows, columns)
         else:
-            _attend(*qkv.unbind(2), self.bias, out)
-        z = self.proj(out.flatten(2))
+            q, k, v = qkv.unbind(2)
+            _attend(q, k, v, self.bias, out)
+        z: Tensor = self.proj(out.flatten(2))
         z = z.view(batch, rows, columns, size, size, channels).transpose(2, 3).reshape(batch, height, width, channels)
         return z.roll((self.shift, self.shift), (1, 2)) if self.shift else z
 
@@ -193,7 +194,8 @@ class _FastWindowAttention(nn.Module):
                 continue
             flat = part.flatten(0, 2)
             result = torch.empty_like(flat[:, :, 0], memory_format=torch.contiguous_format)
-            _attend(*flat.unbind(2), self.bias if mask is None else self.bias + mask, result)
+            q, k, v = flat.unbind(2)
+            _attend(q, k, v, self.bias if mask is None else self.bias + mask, result)
             grid_out[:, y, x] = result.view(part.shape[:3] + result.shape[1:])
 
 
@@ -209,10 +211,21 @@ class _FastMlp(nn.Module):
         return out
 
 
+def _gate_layers(block: HAB) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """The two 1x1 convolutions of the channel attention."""
+    gate = block.conv_block.cab[3]
+    if not isinstance(gate, ChannelAttention):
+        raise TypeError(f"{type(gate).__name__} is not a channel attention")
+    squeeze, excite = gate.attention[1], gate.attention[3]
+    if not isinstance(squeeze, nn.Conv2d) or not isinstance(excite, nn.Conv2d):
+        raise TypeError("the channel attention is not made of convolutions")
+    return squeeze, excite
+
+
 class _FastHAB(nn.Module):
     def __init__(self, block: HAB, trunk: float, dtype: torch.dtype) -> None:
         super().__init__()
-        squeeze, excite = block.conv_block.cab[3].attention[1], block.conv_block.cab[3].attention[3]
+        squeeze, excite = _gate_layers(block)
         self.norm1 = _Norm(block.norm1, dtype, input_scale=trunk)
         self.attention = _FastWindowAttention(block.attn, block.size, block.shift, trunk, dtype)
         self.narrow = _conv(block.conv_block.cab[0], dtype)
@@ -231,7 +244,8 @@ class _FastHAB(nn.Module):
         mean = convolved.mean((1, 2), dtype=self.squeeze.weight.dtype)
         gate = torch.sigmoid(self.excite(F.relu(self.squeeze(mean)))) * self.gate_scale
         x = torch.addcmul(x + self.attention(y), convolved, gate.to(x.dtype)[:, None, None])
-        return x + self.mlp(self.norm2(x))
+        deeper: Tensor = self.mlp(self.norm2(x))
+        return x + deeper
 
 
 class _FastOCAB(nn.Module):
@@ -264,7 +278,8 @@ class _FastOCAB(nn.Module):
         z: Tensor = self.proj(out.flatten(2))
         z = z.view(batch, rows, columns, size, size, channels).transpose(2, 3).reshape(batch, height, width, channels)
         x = x + z
-        return x + self.mlp(self.norm2(x))
+        deeper: Tensor = self.mlp(self.norm2(x))
+        return x + deeper
 
 
 class _FastRHAG(nn.Module):
@@ -312,6 +327,11 @@ class FastHAT(nn.Module):
         )
         self.conv_last = _conv(network.conv_last, dtype)
 
+    def trunk(self) -> list[nn.Module]:
+        """The modules whose outputs are the residual trunk: each block, and each group."""
+        groups = [group for group in self.layers if isinstance(group, _FastRHAG)]
+        return [module for group in groups for module in (*group.blocks, group)]
+
     def forward(self, x: Tensor) -> Tensor:
         """RGB (B, 3, H, W), fp32 in [0, 1], to (B, 3, sH, sW) of the same dtype; as `HAT.forward`."""
         config = self.config
@@ -324,5 +344,5 @@ class FastHAT(nn.Module):
             body = body + self.position.view(1, config.ape_size, config.ape_size, -1)
         body = self.norm(self.layers(body))
         deep = self.conv_after_body(body.permute(0, 3, 1, 2)) + shallow
-        y = self.conv_last(self.upsample(F.leaky_relu(self.conv_before_upsample(deep), 0.01)))
+        y: Tensor = self.conv_last(self.upsample(F.leaky_relu(self.conv_before_upsample(deep), 0.01)))
         return y.to(self.mean.dtype) / config.img_range + self.mean

@@ -60,9 +60,8 @@ def trunk_exponent(network: HAT, frame: Tensor) -> int:
         nonlocal largest
         largest = max(largest, float(output.abs().max()))
 
-    for group in fast.layers:
-        for block in [*group.blocks, group]:
-            block.register_forward_hook(watch)
+    for module in fast.trunk():
+        module.register_forward_hook(watch)
     with torch.inference_mode():
         fast(frame)
     return max(0, math.ceil(math.log2(largest / _TRUNK_LIMIT))) if largest > 0 else 0

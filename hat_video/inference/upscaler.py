@@ -139,7 +139,8 @@ class Upscaler:
     def _run(self, network: FastHAT, rgb: Tensor) -> Tensor:
         def padded(piece: Tensor) -> Tensor:
             height, width = piece.shape[2] * self.scale, piece.shape[3] * self.scale
-            return network(_padded(piece, network.config.multiple))[:, :, :height, :width]
+            large: Tensor = network(_padded(piece, network.config.multiple))
+            return large[:, :, :height, :width]
 
         if self.tile is None or (rgb.shape[2] <= self.tile and rgb.shape[3] <= self.tile):
             return padded(rgb)

@@ -403,7 +403,7 @@ def _frame(planes: list[Any], info: VideoInfo) -> VideoFrame:
         # DLPack import takes only whole chroma samples.
         frame = av.VideoFrame(info.width, info.height, name)
         for plane, tensor in zip(frame.planes, planes, strict=True):
-            rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
             data = np.ascontiguousarray(tensor.cpu().numpy()).view(np.uint8).reshape(plane.height, -1)
             rows[:, : data.shape[1]] = data
     else:

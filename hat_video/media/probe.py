@@ -214,7 +214,7 @@ class _Tally:
         for packet in self._packets(container):
             stream, pts, dts = packet.stream, packet.pts, packet.dts
             self.digest.update(struct.pack("<iqqi", stream.index, pts or 0, dts or 0, packet.size))
-            self.digest.update(packet)  # type: ignore[arg-type]
+            self.digest.update(packet)
             base = to_fraction(packet.time_base)
             if pts is not None and base is not None:
                 self.end = max(self.end, (pts + (packet.duration or 0)) * base)
@@ -331,7 +331,8 @@ def _decode_one(container: InputContainer, stream: VideoStream) -> VideoFrame | 
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
-    for data in frame.side_data:
+    side_data: Any = frame.side_data  # iterable, whatever the stubs say
+    for data in side_data:
         if data.type == SideDataType.DISPLAYMATRIX:
             matrix: tuple[int, ...] = struct.unpack("<9i", bytes(data)[:36])
             # The identity says nothing; leaving it out keeps files without rotation free of it.
