@@ -66,6 +66,17 @@ class _Norm(_Weights):
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
 
 
+class _Scale(nn.Module):
+    """Where there is no norm to fold the trunk's scale into."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
 class _Linear(_Weights):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -310,9 +321,9 @@ class FastHAT(nn.Module):
         self.register_buffer("mean", network.mean.to(wide))
         self.conv_first = _conv(network.conv_first, dtype)
         norm = network.patch_embed.norm
-        if not isinstance(norm, nn.LayerNorm):
-            raise ValueError("a HAT without patch_norm cannot be optimised; it runs as it is")
-        self.embed_norm = _Norm(norm, dtype, input_scale=1.0, output_scale=trunk)
+        self.embed_norm: nn.Module = (
+            _Norm(norm, dtype, input_scale=1.0, output_scale=trunk) if isinstance(norm, nn.LayerNorm) else _Scale(trunk)
+        )
         position = network.absolute_pos_embed if config.ape_size else None
         self.register_buffer("position", None if position is None else (position.detach() * trunk).to(dtype))
         self.layers = nn.Sequential(

@@ -176,7 +176,7 @@ def _padded(rgb: Tensor, multiple: int) -> Tensor:
     for axis, size in ((3, width), (2, height)):
         missing = -size % multiple
         if missing:
-            pad = (0, missing) if axis == 3 else (0, 0, 0, missing)
+            pad = (0, missing, 0, 0) if axis == 3 else (0, 0, 0, missing)
             rgb = F.pad(rgb, pad, mode="reflect" if missing < size else "replicate")
     return rgb
 

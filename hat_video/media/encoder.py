@@ -343,7 +343,16 @@ class SegmentWriter:
                 self._container.close()
 
     def write(self, batch: FrameBatch) -> None:
-        """Encodes a batch of planes in the format that `info` says."""
+        """Encodes a batch of planes in the format that `info` says.
+
+        Raises:
+            ValueError: they are of another format or size.
+        """
+        info = self._info
+        wanted = [(info.pixel_format.dtype, size) for size in info.pixel_format.plane_sizes(info.width, info.height)]
+        given = [(plane.dtype, tuple(plane.shape[1:])) for plane in batch.planes]
+        if given != wanted:
+            raise ValueError(f"planes are {given}; {info.pixel_format.name} of {info.width}x{info.height} is {wanted}")
         for i, pts in enumerate(batch.pts):
             frame = _frame([plane[i] for plane in batch.planes], self._info)
             frame.pts, frame.time_base, frame.pict_type = pts, self._info.time_base, 0

@@ -110,8 +110,8 @@ def open_container(path: Path) -> InputContainer:
     Raises:
         SourceError: missing, a directory, empty, or no media file that FFmpeg knows.
     """
-    # The level decides whether an error carries FFmpeg's own words; it must be set before any thread is at work.
-    av.logging.set_level(av.logging.PANIC)
+    # FFmpeg's log stays off, which is PyAV's default: with any level set, a decoder thread that has something to say
+    # waits for the GIL, and a seek that waits for that thread holds it. Neither ever goes on.
     try:
         if path.is_dir():
             raise SourceError(f"{path}: is a directory")
@@ -151,6 +151,8 @@ def probe(path: str | os.PathLike[str]) -> Probe:
         main = _main_video(container, source, streams)
         tally = _Tally(main.index)
         tally.read(container)
+        # AVI knows decode times only. Sorted they are the presentation times, but each belongs to another packet.
+        tally.is_decode_time = container.format.name == "avi" and bool(main.codec_context.has_b_frames)
         time_base = to_fraction(main.time_base)
         if time_base is None:
             raise SourceError(f"{source}: its video stream has no time base")
@@ -209,6 +211,7 @@ class _Tally:
     durations: dict[int, int] = field(default_factory=dict)
     end: Fraction = Fraction(0)
     error: str | None = None
+    is_decode_time: bool = False
 
     def read(self, container: InputContainer) -> None:
         for packet in self._packets(container):
@@ -260,7 +263,8 @@ class _Tally:
                 note
             ]
         last_duration = self.durations[known[-1]] or (known[-1] - known[-2] if len(known) > 1 else step)
-        return FrameIndex(tuple(known), tuple(sorted(self.keys)), max(1, last_duration)), []
+        keys = known[:1] if self.is_decode_time else sorted(self.keys)
+        return FrameIndex(tuple(known), tuple(keys), max(1, last_duration), is_counted=self.is_decode_time), []
 
 
 def _promised(container: InputContainer, main: VideoStream, time_base: Fraction) -> Fraction | None:

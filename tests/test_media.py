@@ -1,0 +1,232 @@
+"""Probe, decoder and encoder on real files: every timestamp, every frame, the same bytes every time."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+import torch
+
+from hat_video.errors import OptionError, SourceError
+from hat_video.frames import FrameBatch, VideoInfo
+from hat_video.media.encoder import SegmentWriter, plan_encoder
+from hat_video.media.probe import nearest_planar, probe
+from hat_video.media.source import open_source
+from tests.clips import make_clip
+
+ROTATED = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+
+
+def test_probe_says_what_was_made(tmp_path: Path) -> None:
+    clip = make_clip(
+        tmp_path / "clip.mp4",
+        pts=[0, 3, 4, 9, 10, 11, 20],
+        time_base=Fraction(1, 30),
+        bt709=True,
+        sample_aspect_ratio=Fraction(16, 11),
+        display_matrix=ROTATED,
+    )
+    found = probe(clip)
+    video = found.video
+    seconds = [tick * video.time_base for tick in found.index.pts]
+    assert seconds == [Fraction(tick, 30) for tick in (0, 3, 4, 9, 10, 11, 20)]
+    assert (video.width, video.height, video.pixel_format.name) == (64, 48, "yuv420p")
+    assert (video.color.matrix, video.color.primaries, video.color.transfer) == (1, 1, 1)
+    assert not video.color.is_full_range
+    assert video.color.assumed == ()
+    assert video.sample_aspect_ratio == Fraction(16, 11)
+    assert video.display_matrix == ROTATED
+    assert [stream.kind for stream in found.streams] == ["video", "audio"]
+    assert found.notes == ()
+    assert [found.index.duration_of(i) * video.time_base * 30 for i in range(6)] == [3, 1, 5, 1, 1, 9]
+
+
+def test_untagged_colour_follows_the_height(tmp_path: Path) -> None:
+    small = probe(make_clip(tmp_path / "sd.mp4", audio=()))
+    large = probe(make_clip(tmp_path / "hd.mp4", width=96, height=720, frames=2, audio=()))
+    assert small.video.color.matrix == 6
+    assert large.video.color.matrix == 1
+    assert "matrix" in small.video.color.assumed
+
+
+def test_identity_is_the_packets_not_the_name(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "a.mp4")
+    digest = probe(clip).digest
+    clip = clip.rename(tmp_path / "b.mp4")
+    assert probe(clip).digest == digest
+    data = bytearray(clip.read_bytes())
+    data[data.index(b"mdat") + 900] ^= 1
+    clip.write_bytes(data)
+    assert probe(clip).digest != digest
+
+
+def test_streams_in_matroska(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "a.mkv", audio=["aac", "ac3"], subtitles=True, chapters=True, font=True)
+    assert [stream.kind for stream in probe(clip).streams] == ["video", "audio", "audio", "subtitle", "attachment"]
+
+
+def test_raw_stream_without_timestamps_is_counted(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "raw.h264", audio=(), frames=25, container_format="h264")
+    found = probe(clip)
+    assert len(found.index.pts) == 25
+    assert found.index.is_counted
+    assert "no timestamp" in found.notes[0]
+    with open_source(clip, probe=found) as source:
+        assert [tick for batch in source.read() for tick in batch.pts] == list(found.index.pts)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".ts", ".webm", ".avi"])
+@pytest.mark.parametrize("options", [{}, {"x264-params": "open-gop=1:bframes=3"}])
+def test_every_range_gives_the_frames_of_a_linear_run(tmp_path: Path, suffix: str, options: dict[str, str]) -> None:
+    if options and suffix in (".webm", ".avi"):
+        pytest.skip("open GOPs are H.264's")
+    audio = {".avi": ("libmp3lame",), ".ts": ("aac",)}.get(suffix)
+    clip = make_clip(tmp_path / f"clip{suffix}", frames=40, gop=9, options=options, audio=audio)
+    found = probe(clip)
+    pts = found.index.pts
+    assert len(pts) == 40
+    with open_source(clip, probe=found) as source:
+        whole = dict(single(source.read()))
+        assert tuple(whole) == pts
+        assert source.lost == []
+        for first, last in [(0, 13), (13, 14), (14, 40), (7, 30), (39, 40), (1, 2), (20, 33)]:
+            end = pts[last] if last < 40 else None
+            got = dict(single(source.read(pts[first], end)))
+            assert tuple(got) == pts[first:last], (first, last)
+            for tick, planes in got.items():
+                assert all(torch.equal(a, b) for a, b in zip(planes, whole[tick], strict=True)), tick
+
+
+def single(batches):
+    for batch in batches:
+        for i, tick in enumerate(batch.pts):
+            yield tick, [plane[i] for plane in batch.planes]
+
+
+def test_batches_are_counted_from_the_start_of_the_range(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", frames=10)
+    with open_source(clip, batch=4) as source:
+        assert [len(batch) for batch in source.read()] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "planar"),
+    [
+        ("nv12", "yuv420p"),
+        ("p010le", "yuv420p10le"),
+        ("yuyv422", "yuv422p"),
+        ("rgb24", "gbrp"),
+        ("bgra", "gbrp"),
+        ("pal8", "gbrp"),
+        ("rgb48be", "gbrp16le"),
+        ("yuva444p12le", "yuv444p12le"),
+        ("gray16be", "gray16le"),
+        ("ya8", "gray"),
+        ("yuv420p10be", "yuv420p10le"),
+        ("yuvj420p", "yuvj420p"),
+    ],
+)
+def test_other_layouts_have_a_planar_one(name: str, planar: str) -> None:
+    assert nearest_planar(name).name == planar
+
+
+def _holder(codec: str) -> str:
+    return "mov" if codec == "qtrle" else "mkv"
+
+
+@pytest.mark.parametrize("codec", ["mjpeg", "qtrle", "ffv1"])
+def test_other_codecs_decode_exactly(tmp_path: Path, codec: str) -> None:
+    """Against FFmpeg's own conversion of the same frame."""
+    pix_fmt = {"mjpeg": "yuvj422p", "qtrle": "rgb24", "ffv1": "yuv422p10le"}[codec]
+    clip = make_clip(tmp_path / f"clip.{_holder(codec)}", codec=codec, pix_fmt=pix_fmt, frames=3, audio=())
+    with open_source(clip) as source, av.open(str(clip)) as container:
+        for batch, frame in zip(source.read(), container.decode(video=0), strict=True):
+            expected = frame.reformat(format=source.info.pixel_format.name)
+            for plane, theirs in zip(batch.planes, expected.planes, strict=True):
+                assert torch.equal(plane[0], torch.utils.dlpack.from_dlpack(theirs))
+
+
+def test_change_of_size_names_the_place(tmp_path: Path) -> None:
+    first = make_clip(tmp_path / "a.ts", frames=10, audio=())
+    second = make_clip(tmp_path / "b.ts", frames=10, width=96, audio=())
+    both = tmp_path / "both.ts"
+    both.write_bytes(first.read_bytes() + second.read_bytes())
+    with (
+        open_source(both) as source,
+        pytest.raises(SourceError, match=r"changes from 64x48 to 96x48 at .* \(pts \d+\)"),
+    ):
+        list(source.read())
+
+
+def encode(path: Path, clip: Path, **choices: object) -> tuple[str, list[int], VideoInfo]:
+    found = probe(clip)
+    spec, info = plan_encoder("matroska", found.video, found.video.width, found.video.height, **choices)  # type: ignore[arg-type]
+    with open_source(clip, probe=found) as source, SegmentWriter(path, spec, info) as writer:
+        for batch in source.read():
+            writer.write(batch)
+        facts = writer.close()
+    assert facts.bytes == path.stat().st_size
+    assert facts.key[0]
+    return facts.sha256, list(facts.pts), info
+
+
+@pytest.mark.parametrize("name", ["libx264", "libx265", "libvpx-vp9", "ffv1"])
+def test_same_frames_give_the_same_bytes(tmp_path: Path, name: str) -> None:
+    """Not a matter of course: see docs/adr/0004."""
+    clip = make_clip(tmp_path / "clip.mp4", width=192, height=144, audio=())
+    results = [encode(tmp_path / f"{i}.mkv", clip, name=name) for i in range(5)]
+    assert len({sha256 for sha256, _, _ in results}) == 1
+    assert sorted(results[0][1]) == list(probe(clip).index.pts)
+
+
+def test_lossless_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    for pix_fmt in ("yuv420p", "yuv422p10le", "yuv444p"):
+        clip = make_clip(tmp_path / f"{pix_fmt}.mkv", codec="ffv1", pix_fmt=pix_fmt, frames=4, audio=())
+        encode(tmp_path / "out.mkv", clip, name="ffv1")
+        with open_source(clip) as a, open_source(tmp_path / "out.mkv") as b:
+            assert a.info.pixel_format == b.info.pixel_format
+            for x, y in zip(a.read(), b.read(), strict=True):
+                assert all(torch.equal(p, q) for p, q in zip(x.planes, y.planes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "name", "chosen"),
+    [
+        ("yuv420p", "libx264", "yuv420p"),
+        ("yuv422p", "libx264", "yuv422p"),
+        ("yuv444p", "libx264", "yuv444p"),
+        ("yuv420p10le", "libx264", "yuv420p10le"),
+        ("yuv420p10le", "libvpx-vp9", "yuv420p"),
+        ("yuv420p12le", "libx265", "yuv420p12le"),
+        ("yuv444p", "libsvtav1", "yuv420p"),
+        ("rgb24", "libx264", "yuv420p"),
+        ("gray", "libx264", "yuv420p"),
+    ],
+)
+def test_depth_and_chroma_are_kept_where_the_encoder_can(tmp_path: Path, pix_fmt: str, name: str, chosen: str) -> None:
+    codec = {"yuv420p12le": "libx265", "rgb24": "qtrle"}.get(pix_fmt, "ffv1")
+    clip = make_clip(tmp_path / f"clip.{_holder(codec)}", codec=codec, pix_fmt=pix_fmt, frames=2, audio=())
+    found = probe(clip)
+    spec, info = plan_encoder("matroska", found.video, 128, 96, name=name)
+    assert spec.pixel_format == info.pixel_format.name == chosen
+    assert (info.width, info.height, info.time_base) == (128, 96, found.video.time_base)
+
+
+def test_odd_sizes(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "odd.mkv", codec="ffv1", width=63, height=47, frames=3, audio=())
+    encode(tmp_path / "out.mkv", clip, name="ffv1")
+    with open_source(clip) as a, open_source(tmp_path / "out.mkv") as b:
+        for x, y in zip(a.read(), b.read(), strict=True):
+            assert all(torch.equal(p, q) for p, q in zip(x.planes, y.planes, strict=True))
+    with pytest.raises(OptionError, match="63x47"):
+        plan_encoder("matroska", probe(clip).video, 63, 47, name="libx264")
+
+
+def test_a_batch_of_another_format_is_refused(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", audio=())
+    spec, info = plan_encoder("mp4", probe(clip).video, 64, 48)
+    planes = tuple(torch.zeros(1, *size, dtype=torch.uint16) for size in info.pixel_format.plane_sizes(64, 48))
+    with SegmentWriter(tmp_path / "out.mkv", spec, info) as writer, pytest.raises(ValueError, match=r"uint16.*uint8"):
+        writer.write(FrameBatch(planes, (0,)))
