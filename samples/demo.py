@@ -28,9 +28,8 @@ def frame_at(path: Path, seconds: float) -> av.VideoFrame:
 
 
 def picture(frame: av.VideoFrame, scale: int, zoom: int) -> np.ndarray:
-    """The detail as RGB, enlarged `zoom` times from source size; beyond `scale` pixels are simply repeated."""
-    factor = scale if frame.width == frame.width // scale * scale else 1
-    left, top, width, height = (value * factor for value in DETAIL)
+    """The detail as RGB, from a frame `scale` times the source; pixels are repeated up to `zoom` times."""
+    left, top, width, height = (value * scale for value in DETAIL)
     rgb = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")[top : top + height, left : left + width]
     return rgb.repeat(zoom // scale, axis=0).repeat(zoom // scale, axis=1)
 

@@ -69,6 +69,8 @@ def test_refusals(tmp_path: Path, shelf: Path) -> None:
         plan_clips([tmp_path / "missing.mp4"], None, 2)
     with pytest.raises(OutputError, match="the input folder itself"):
         plan_clips([shelf], shelf, 2)
+    with pytest.raises(OutputError, match="-o must be a directory"):
+        plan_clips([shelf], shelf / "a.mp4", 2)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "readme.txt").write_bytes(b"x")

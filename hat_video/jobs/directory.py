@@ -67,6 +67,8 @@ def plan_clips(
     has_slash = output is not None and str(output).endswith(("/", os.sep))
     roots = [path for path in inputs if path.is_dir()]
     is_folder = target is not None and (has_slash or target.is_dir() or bool(roots) or len(inputs) > 1)
+    if is_folder and target is not None and target.is_file():
+        raise OutputError(f"{target}: is a file; with several clips or a directory, -o must be a directory")
     clips: list[Clip] = []
     skipped: list[Path] = []
     for path in inputs:
