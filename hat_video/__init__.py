@@ -10,8 +10,9 @@ from hat_video.errors import HatVideoError
 from hat_video.frames import ColorInfo, FrameBatch, PixelFormat, VideoInfo
 from hat_video.inference.upscaler import Upscaler
 from hat_video.jobs.directory import DirectoryReport, upscale_directory
-from hat_video.jobs.file import FileReport, Progress, upscale_file
+from hat_video.jobs.file import upscale_file
 from hat_video.jobs.options import UpscaleOptions
+from hat_video.jobs.report import FileReport, Progress
 from hat_video.media.probe import probe
 from hat_video.media.source import open_source
 from hat_video.model.zoo import load_model

@@ -25,9 +25,11 @@ from tqdm import tqdm
 
 from hat_video.errors import CancelledError, HatVideoError, OutputError, UsageError
 from hat_video.jobs.directory import DirectoryReport, plan_clips, upscale_clips
-from hat_video.jobs.file import FileReport, Progress, clean, upscale_file
+from hat_video.jobs.file import upscale_file
 from hat_video.jobs.options import UpscaleOptions, config_names, load_config
 from hat_video.jobs.plan import load_chosen_model
+from hat_video.jobs.report import FileReport, Progress
+from hat_video.jobs.workspace import clean
 
 __all__ = ["main"]
 
@@ -128,9 +130,18 @@ def _upscale(
         meter.close()
         _tell_report(done, say)
 
+    def write(whole: DirectoryReport) -> None:
+        if report is not None:
+            report.write_bytes(TypeAdapter(DirectoryReport).dump_json(whole, indent=1) + b"\n")
+
     try:
         if is_one:
-            made = upscale_file(clips[0].source, clips[0].output, options, on_progress=meter, cancel=cancel)
+            source, target = clips[0].source, clips[0].output
+            try:
+                made = upscale_file(source, target, options, on_progress=meter, cancel=cancel)
+            except HatVideoError as error:
+                write(DirectoryReport([FileReport("failed", source, target, error=str(error))], skipped))
+                raise
             tell(made)
             whole = DirectoryReport([made], skipped)
         else:
@@ -140,8 +151,7 @@ def _upscale(
             _tell_table(whole, say)
     finally:
         meter.close()
-    if report is not None:
-        report.write_bytes(TypeAdapter(DirectoryReport).dump_json(whole, indent=1) + b"\n")
+    write(whole)
     return _FAILED if whole.failed else 0
 
 

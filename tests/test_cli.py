@@ -90,6 +90,15 @@ def test_report_has_all_that_was_promised(clip: Path, tmp_path: Path) -> None:
     assert made["verification"].startswith("proven")
 
 
+def test_report_tells_of_a_failure_too(tmp_path: Path) -> None:
+    broken, path = tmp_path / "broken.mp4", tmp_path / "report.json"
+    broken.write_text("no video")
+    assert upscale(broken, *FAST, "--report", path) == 1
+    (made,) = json.loads(path.read_text())["clips"]
+    assert made["status"] == "failed"
+    assert "not a media file" in made["error"]
+
+
 def test_config_fills_defaults_and_what_is_typed_wins(clip: Path, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     config = tmp_path / "mine.toml"

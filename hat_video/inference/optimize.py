@@ -8,6 +8,7 @@
 - The residual trunk, the only place where fp16 overflows, is scaled by 2^-k: folded into the weights of what writes to
   it and into the eps of the LayerNorms that read from it. In fp32 the result is the same to the bit.
 - Activations stay (B, H, W, C); permuting them *is* channels_last, so convolutions copy nothing.
+- On a CPU the fp32 products go to oneDNN, not to MKL.
 
 The module is built once and never changes, so several threads may call it at the same time.
 """
@@ -24,6 +25,8 @@ __all__ = ["FastHAT", "optimize"]
 
 # Logits of this many elements stay in a core's cache between the two products around the softmax (measured).
 _CHUNK_ELEMENTS = 1 << 19
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def optimize(network: HAT, *, dtype: torch.dtype, device: torch.device, trunk_exponent: int = 0) -> FastHAT:
@@ -78,8 +81,22 @@ class _Scale(nn.Module):
 
 
 class _Linear(_Weights):
+    """On the last axis of x."""
+
     def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if x.dtype == torch.float32 and x.device.type == "cpu" and x.ndim > 2 and rows % 16 == 0 and _HAS_ONEDNN:
+            return self._as_convolution(x, rows)
         return F.linear(x, self.weight, self.bias)
+
+    def _as_convolution(self, x: Tensor, rows: int) -> Tensor:
+        """The same product by oneDNN: over twice as fast as MKL's on processors that are not Intel's.
+
+        torch hands every fp32 product to MKL, and a 1x1 convolution too, unless it has 16 pictures or more.
+        """
+        pictures = x.reshape(16, rows // 16, 1, x.shape[-1]).permute(0, 3, 1, 2)
+        y = F.conv2d(pictures, self.weight[:, :, None, None], self.bias)
+        return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
 class _Conv(_Weights):
@@ -148,7 +165,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor) -> None:
             part = slice(start, start + step)
             logits_bias = bias[part, head] if bias.shape[0] > 1 else bias[:, head]
             logits = torch.baddbmm(logits_bias, q[part, :, head], k[part, :, head].transpose(1, 2))
-            out[part, :, head] = torch.bmm(logits.softmax(-1), v[part, :, head])
+            # The half-width softmax is slow where its rows do not fill whole vectors of 32.
+            wide = torch.float32 if k.shape[1] % 32 else None
+            weights = logits.softmax(-1, dtype=wide).to(q.dtype)
+            out[part, :, head] = torch.bmm(weights, v[part, :, head])
 
 
 class _FastWindowAttention(nn.Module):

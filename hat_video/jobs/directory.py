@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hat_video.errors import CancelledError, HatVideoError, OutputError, SourceError, UsageError
-from hat_video.jobs.file import WORK_FOLDER, FileReport, Progress, default_output, has_receipt, upscale_file
+from hat_video.jobs.file import default_output, upscale_file
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import CONTAINERS, load_chosen_model
+from hat_video.jobs.report import FileReport, Progress
+from hat_video.jobs.workspace import WORK_FOLDER, has_receipt
 
 __all__ = ["Clip", "DirectoryReport", "plan_clips", "upscale_clips", "upscale_directory"]
 

@@ -7,20 +7,16 @@ finished in a receipt beside it.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
-
-from pydantic import TypeAdapter, ValidationError
 
 from hat_video.errors import (
     CancelledError,
@@ -29,118 +25,35 @@ from hat_video.errors import (
     SourceError,
     StrictError,
     VerifyError,
-    WorkError,
 )
 from hat_video.jobs.engines import LocalEngine
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, cpu_count, load_chosen_model, plan_file
+from hat_video.jobs.report import FileReport, Progress, Stage
 from hat_video.jobs.work import SegmentRecord, Worker, read_record, write_atomically
+from hat_video.jobs.workspace import (
+    WORK_FOLDER,
+    Receipt,
+    locked,
+    made_folder,
+    read_receipt,
+    remove_empty,
+    write_receipt,
+)
 from hat_video.media.mux import SegmentFile, join
 from hat_video.media.verify import verify
 from hat_video.model.zoo import Model
 
-__all__ = ["WORK_FOLDER", "FileReport", "Progress", "clean", "default_output", "has_receipt", "upscale_file"]
-
-WORK_FOLDER = ".hat-video"
-"""Name of the folder beside an output that holds unfinished work and receipts."""
-
-Stage = Literal["plan", "work", "join", "verify", "done"]
+__all__ = ["default_output", "upscale_file"]
 
 # Bits a pixel: generous for what the default quality needs, and for what lossless coding needs.
 _BITS_LOSSY, _BITS_LOSSLESS = 0.3, 8.0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is; given to `on_progress` now and then."""
-
-    stage: Stage
-    source: Path
-    output: Path
-    frames_done: int
-    """Frames in committed segments and in the one at work, those of an earlier run among them."""
-    frames_total: int
-    frames_reused: int
-    """Frames that an earlier, interrupted run had committed."""
-    fps: float | None
-    """Frames a second of this run since its first frame."""
-    eta_seconds: float | None
-    """Seconds until the last frame, at that pace."""
-    clip: int = 1
-    """Number of the clip, from 1."""
-    clips: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class FileReport:
-    """What was done to one clip."""
-
-    status: Literal["done", "already done", "failed"]
-    source: Path
-    output: Path
-    error: str | None = None
-    frames: dict[str, int] = field(default_factory=dict)
-    """in, out, lost, corrupt, reused."""
-    segments: dict[str, int] = field(default_factory=dict)
-    """total, reused."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """plan, decode, model (summed over the frames in flight), encode, work, join, verify, total."""
-    fps: float | None = None
-    """Frames a second, over the frames that this run made."""
-    model: dict[str, object] = field(default_factory=dict)
-    """name, sha256, scale, purpose."""
-    recipe: dict[str, object] = field(default_factory=dict)
-    streams: list[dict[str, object]] = field(default_factory=list)
-    """Each stream of the source: what became of it, and why."""
-    verification: str | None = None
-    """The line that says what was proven."""
-    checked: dict[str, object] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Receipt:
-    key: str
-    bytes: int
-    sha256: str
-    mtime_ns: int
-    verification: str
 
 
 def default_output(source: Path, scale: int) -> Path:
     """`<stem>_x<scale><suffix>` beside the source; `.mkv` where the source's own container cannot be written."""
     suffix = source.suffix if source.suffix.lower() in CONTAINERS else ".mkv"
     return source.with_name(f"{source.stem}_x{scale}{suffix}")
-
-
-def _receipt_path(output: Path) -> Path:
-    return output.parent / WORK_FOLDER / output.name / "receipt.json"
-
-
-def has_receipt(path: Path) -> bool:
-    """Whether `path` is a file that a run of ours finished."""
-    return _receipt_path(path).is_file()
-
-
-@contextmanager
-def _made_folder(folder: Path) -> Iterator[None]:
-    """Makes `folder` where it is missing; takes it away again if the block fails and left nothing in it.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from None
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        raise
 
 
 def upscale_file(
@@ -174,7 +87,7 @@ def upscale_file(
         model = model or load_chosen_model(options)
         output = default_output(source_path, model.scale)
     run = _Run(source_path, Path(output), options, on_progress, cancel or threading.Event())
-    with _made_folder(run.output.parent):
+    with made_folder(run.output.parent):
         return run.upscale(model)
 
 
@@ -208,12 +121,14 @@ class _Run:
         self._frames_total = len(manifest.index.pts)
         base = (self.options.work_dir or self.output.parent / WORK_FOLDER) / self.output.name
         folder = base / manifest.key
-        receipt = self._read_receipt()
+        receipt = read_receipt(self.output)
         if self.output.exists():
-            if receipt is not None and receipt.key == manifest.key and self._is_receipted(receipt):
+            if receipt is not None and receipt.key == manifest.key and receipt.is_of(self.output):
                 shutil.rmtree(folder, ignore_errors=True)
-                _remove_empty(base)
-                return self._report("already done", plan, [], reused=0, verification=receipt.verification)
+                remove_empty(base)
+                return self._report(
+                    "already done", plan, [], frames=receipt.frames, reused=0, verification=receipt.verification
+                )
             if not self.options.overwrite:
                 raise OutputError(
                     f"{self.output}: exists, and these settings did not make it; use --overwrite or another -o"
@@ -266,27 +181,20 @@ class _Run:
 
     @contextmanager
     def _work_folder(self, folder: Path, base: Path) -> Iterator[None]:
-        """The work folder, ours alone; removed again by a run that leaves nothing to go on with."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder, os.O_RDONLY)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from None
-        try:
+        """The work folder, with the output locked; removed again by a run that leaves nothing to go on with."""
+        with locked(self.output):
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise WorkError(
-                    f"{self.output}: another run is at work on it; wait for it, or give another -o"
-                ) from None
-            for left_over in folder.glob(".tmp-*"):
-                left_over.unlink()
-            yield
-        finally:
-            if not any(folder.glob("seg-*.json")):
-                shutil.rmtree(folder, ignore_errors=True)
-            os.close(handle)
-            _remove_empty(base)
+                folder.mkdir(parents=True, exist_ok=True)
+                for left_over in folder.glob(".tmp-*"):
+                    left_over.unlink()
+            except OSError as error:
+                raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from None
+            try:
+                yield
+            finally:
+                if not any(folder.glob("seg-*.json")):
+                    shutil.rmtree(folder, ignore_errors=True)
+                remove_empty(base)
 
     def _make(self, plan: Plan, folder: Path) -> FileReport:
         manifest = plan.manifest
@@ -364,7 +272,8 @@ class _Run:
                     raise VerifyError(f"{self.output}: {verdict.line}; not finished, the work is kept in {folder}")
             if self.stop.is_set():
                 raise CancelledError("stopped")
-            self._publish(part, manifest, verdict.line)
+            frames = self._frames(manifest, records)
+            self._publish(part, Receipt.of(part, manifest.key, frames, verdict.line))
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -372,7 +281,13 @@ class _Run:
             shutil.rmtree(folder, ignore_errors=True)
         self._tell("done", force=True)
         return self._report(
-            "done", plan, records, reused=reused, verification=verdict.line, checked=dict(verdict.checked)
+            "done",
+            plan,
+            records,
+            frames=frames,
+            reused=reused,
+            verification=verdict.line,
+            checked=dict(verdict.checked),
         )
 
     def _note_damage(self, manifest: Manifest, lost: list[int], corrupt: list[int], made: list[int]) -> None:
@@ -387,34 +302,24 @@ class _Run:
             first = float(corrupt[0] * manifest.video.time_base)
             self._notes.append(f"{len(corrupt)} frames are damaged in the source, the first at {first:.3f} s")
 
-    def _publish(self, part: Path, manifest: Manifest, verification: str) -> None:
+    def _publish(self, part: Path, receipt: Receipt) -> None:
         """Receipt first, name second: killed in between, the next run finds no output and simply goes on."""
         try:
-            with part.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            stat = part.stat()
-            path = _receipt_path(self.output)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            receipt = _Receipt(manifest.key, stat.st_size, sha256, stat.st_mtime_ns, verification)
-            write_atomically(path, TypeAdapter(_Receipt).dump_json(receipt, indent=1))
+            write_receipt(self.output, receipt)
             part.replace(self.output)
         except OSError as error:
+            if isinstance(error, OutputError):
+                raise
             raise OutputError(f"{self.output}: cannot be given its name: {error.strerror or error}") from None
 
-    def _read_receipt(self) -> _Receipt | None:
-        try:
-            return TypeAdapter(_Receipt).validate_json(_receipt_path(self.output).read_bytes())
-        except (OSError, ValidationError):
-            return None
-
-    def _is_receipted(self, receipt: _Receipt) -> bool:
-        stat = self.output.stat()
-        if stat.st_size != receipt.bytes:
-            return False
-        if stat.st_mtime_ns == receipt.mtime_ns:
-            return True
-        with self.output.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256
+    def _frames(self, manifest: Manifest, records: list[SegmentRecord]) -> dict[str, int]:
+        return {
+            "in": len(manifest.index.pts),
+            "out": sum(len(record.pts) for record in records),
+            "lost": sum(len(record.lost) for record in records),
+            "corrupt": sum(len(record.corrupt) for record in records),
+            "reused": self._frames_reused,
+        }
 
     def _report(
         self,
@@ -422,12 +327,13 @@ class _Run:
         plan: Plan,
         records: list[SegmentRecord],
         *,
+        frames: dict[str, int],
         reused: int,
         verification: str,
         checked: dict[str, object] | None = None,
     ) -> FileReport:
         manifest, model = plan.manifest, plan.upscaler.model
-        made = sum(len(record.pts) for record in records) - self._frames_reused
+        made = frames["out"] - frames["reused"] if records else 0
         work = self._seconds.get("work", 0.0)
         stages = {name: sum(record.seconds[name] for record in records) for name in ("decode", "model", "encode")}
         redone = sum(record.redone for record in records)
@@ -437,13 +343,7 @@ class _Run:
             status=status,
             source=self.source,
             output=self.output,
-            frames={
-                "in": len(manifest.index.pts),
-                "out": sum(len(record.pts) for record in records) if records else len(manifest.index.pts),
-                "lost": sum(len(record.lost) for record in records),
-                "corrupt": sum(len(record.corrupt) for record in records),
-                "reused": self._frames_reused,
-            },
+            frames=frames,
             segments={"total": len(manifest.segments), "reused": reused},
             seconds={
                 name: round(value, 3)
@@ -490,40 +390,3 @@ class _Run:
                 eta_seconds=left / fps if fps else None,
             )
         )
-
-
-def _remove_empty(base: Path) -> None:
-    for folder in (base, base.parent):
-        if folder.name == WORK_FOLDER or folder.parent.name == WORK_FOLDER:
-            try:
-                folder.rmdir()
-            except OSError:
-                return
-
-
-def clean(path: str | os.PathLike[str]) -> list[Path]:
-    """Removes left-over work: of one output, or of every output below a folder. Receipts stay.
-
-    Returns:
-        The folders that were removed.
-
-    Raises:
-        OutputError: there is no such path.
-    """
-    target = Path(path)
-    if target.is_dir():
-        bases = [base for root in sorted(target.rglob(WORK_FOLDER)) if root.is_dir() for base in sorted(root.iterdir())]
-        if target.name == WORK_FOLDER:
-            bases += sorted(target.iterdir())
-    elif target.is_file() or _receipt_path(target).parent.is_dir():
-        bases = [_receipt_path(target).parent]
-    else:
-        raise OutputError(f"{target}: no such file or folder, and no work left over for it")
-    removed = []
-    for base in bases:
-        for folder in sorted(base.iterdir()) if base.is_dir() else ():
-            if folder.is_dir():
-                shutil.rmtree(folder)
-                removed.append(folder)
-        _remove_empty(base)
-    return removed
