@@ -42,6 +42,7 @@ SHAPES = {
     "no overlap": replace(SMALL, overlap_ratio=0.0),
     "wide middle": replace(SMALL, compress_ratio=1, mlp_ratio=4.0, num_feat=64),
     "one block": replace(SMALL, depths=(1,), num_heads=(3,)),
+    "rows not in sixteens": replace(SMALL, window_size=5, overlap_ratio=0.4),
     "bare": replace(SMALL, qkv_bias=False, patch_norm=False),
     "identity": replace(SMALL, resi_connection="identity"),
 }

@@ -26,7 +26,7 @@ __all__ = ["FastHAT", "optimize"]
 # Logits of this many elements stay in a core's cache between the two products around the softmax (measured).
 _CHUNK_ELEMENTS = 1 << 19
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_HAS_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def optimize(network: HAT, *, dtype: torch.dtype, device: torch.device, trunk_exponent: int = 0) -> FastHAT:
@@ -143,32 +143,34 @@ def _fold_bias(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
     return table.detach()[index].permute(2, 0, 1)[None].contiguous().to(dtype)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor) -> None:
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T + bias) v, per window and head.
 
     Args:
         q: (W, n, heads, d), already scaled.
         k: (W, m, heads, d).
         v: likewise.
-        bias: (1 or W, heads, n, m).
-        out: (W, n, heads, d), written.
+        bias: (1, heads, n, m).
+
+    Returns:
+        (W, n, heads, d).
     """
     if q.dtype not in (torch.bfloat16, torch.float16) or q.is_cuda:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         mask = bias.expand(q.shape[0], -1, -1, -1)
-        out.copy_(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2))
-        return
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2)
     # On a CPU the fused kernel computes its products in fp32; the half-width ones are up to twice as fast.
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     step = max(1, _CHUNK_ELEMENTS // (q.shape[1] * k.shape[1]))
     for head in range(q.shape[2]):
         for start in range(0, q.shape[0], step):
             part = slice(start, start + step)
-            logits_bias = bias[part, head] if bias.shape[0] > 1 else bias[:, head]
-            logits = torch.baddbmm(logits_bias, q[part, :, head], k[part, :, head].transpose(1, 2))
+            logits = torch.baddbmm(bias[:, head], q[part, :, head], k[part, :, head].transpose(1, 2))
             # The half-width softmax is slow where its rows do not fill whole vectors of 32.
             wide = torch.float32 if k.shape[1] % 32 else None
             weights = logits.softmax(-1, dtype=wide).to(q.dtype)
             out[part, :, head] = torch.bmm(weights, v[part, :, head])
+    return out
 
 
 class _FastWindowAttention(nn.Module):
@@ -197,20 +199,19 @@ class _FastWindowAttention(nn.Module):
             y = y.roll((-self.shift, -self.shift), (1, 2))
         windows = y.view(batch, rows, size, columns, size, channels).transpose(2, 3).reshape(-1, size * size, channels)
         qkv = self.qkv(windows).view(windows.shape[0], size * size, 3, self.heads, -1)
-        out = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
         if self.shift:
-            self._attend_shifted(qkv, out, batch, rows, columns)
+            out = self._attend_shifted(qkv, batch, rows, columns)
         else:
             q, k, v = qkv.unbind(2)
-            _attend(q, k, v, self.bias, out)
+            out = _attend(q, k, v, self.bias)
         z: Tensor = self.proj(out.flatten(2))
         z = z.view(batch, rows, columns, size, size, channels).transpose(2, 3).reshape(batch, height, width, channels)
         return z.roll((self.shift, self.shift), (1, 2)) if self.shift else z
 
-    def _attend_shifted(self, qkv: Tensor, out: Tensor, batch: int, rows: int, columns: int) -> None:
+    def _attend_shifted(self, qkv: Tensor, batch: int, rows: int, columns: int) -> Tensor:
         """Four kinds of window: inner ones, those of the last column, of the last row, and the last corner."""
         grid_in = qkv.view(batch, rows, columns, *qkv.shape[1:])
-        grid_out = out.view(batch, rows, columns, *out.shape[1:])
+        grid_out = torch.empty_like(grid_in[:, :, :, :, 0], memory_format=torch.contiguous_format)
         # Upstream masks a pair that is parted in both directions once, at -100.
         corner = torch.minimum(self.row_mask, self.column_mask)
         kinds = (
@@ -223,11 +224,10 @@ class _FastWindowAttention(nn.Module):
             part = grid_in[:, y, x]
             if part.shape[1] == 0 or part.shape[2] == 0:
                 continue
-            flat = part.flatten(0, 2)
-            result = torch.empty_like(flat[:, :, 0], memory_format=torch.contiguous_format)
-            q, k, v = flat.unbind(2)
-            _attend(q, k, v, self.bias if mask is None else self.bias + mask, result)
-            grid_out[:, y, x] = result.view(part.shape[:3] + result.shape[1:])
+            q, k, v = part.flatten(0, 2).unbind(2)
+            result = _attend(q, k, v, self.bias if mask is None else self.bias + mask)
+            grid_out[:, y, x] = result.reshape(part.shape[:4] + result.shape[2:])
+        return grid_out.flatten(0, 2)
 
 
 class _FastMlp(nn.Module):
@@ -304,8 +304,7 @@ class _FastOCAB(nn.Module):
         around = F.pad(qkv[..., lanes:], (0, 0, pad, pad, pad, pad))
         near = around.unfold(1, wide, size).unfold(2, wide, size).permute(0, 1, 2, 4, 5, 3)
         k, v = near.reshape(-1, wide * wide, 2, self.heads, lanes // self.heads).unbind(2)
-        out = torch.empty_like(q)
-        _attend(q, k, v, self.bias, out)
+        out = _attend(q, k, v, self.bias)
         z: Tensor = self.proj(out.flatten(2))
         z = z.view(batch, rows, columns, size, size, channels).transpose(2, 3).reshape(batch, height, width, channels)
         x = x + z

@@ -64,7 +64,9 @@ def trunk_exponent(network: HAT, frame: Tensor) -> int:
         module.register_forward_hook(watch)
     with torch.inference_mode():
         fast(frame)
-    return max(0, math.ceil(math.log2(largest / _TRUNK_LIMIT))) if largest > 0 else 0
+    if not 0 < largest < math.inf:
+        return 0
+    return max(0, math.ceil(math.log2(largest / _TRUNK_LIMIT)))
 
 
 def choose(network: HAT, device: torch.device, frame: Tensor, build: Callable[[str, int], FastHAT]) -> tuple[str, int]:

@@ -66,7 +66,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     state = {name: tensor for name, tensor in tensors.items() if name not in _INDEX_BUFFERS}
     config = infer_config(state, path, metadata)
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point():
+            raise ModelError(f"{path}: {name} is {tensor.dtype}; weights must be floating point, not quantised")
+        if not torch.isfinite(tensor).all():
             raise ModelError(
                 f"{path}: {name} holds NaN or infinite weights; the file is damaged or its training diverged"
             )
@@ -81,7 +83,7 @@ def load_network(checkpoint: Checkpoint, path: Path) -> HAT:
     """
     try:
         network = HAT(checkpoint.config)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         raise ModelError(f"{path}: looks like a HAT, but of a shape that none has: {error}") from None
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     there = {name: tuple(value.shape) for name, value in checkpoint.state_dict.items()}
@@ -102,10 +104,17 @@ def load_network(checkpoint: Checkpoint, path: Path) -> HAT:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            own = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, own  # noqa: SIM118 - it is no mapping
+            stored = (file.metadata() or {}).get(METADATA_KEY, "{}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, ValueError, OSError) as error:
         raise ModelError(f"{path}: not a safetensors file, or cut off: {error}") from None
+    try:
+        own = json.loads(stored)
+    except ValueError:
+        own = None
+    if not isinstance(own, dict):
+        raise ModelError(f"{path}: metadata {METADATA_KEY!r} is {stored[:80]!r}; must be a JSON object")
+    return tensors, own
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -120,7 +129,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path}: not a checkpoint of weights alone; nothing in it was run: {first[:160]}") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - on damaged bytes torch's reader raises whatever it trips over
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path}: not a torch checkpoint, or cut off: {first[:160]}") from None
     for wrapper in ("params_ema", "params", "state_dict"):
@@ -146,7 +155,15 @@ def infer_config(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     missing = [name for name in _SIGNATURE if name not in state]
     if missing:
         raise ModelError(f"{path}: {_guess(state)}; found {', '.join(list(state)[:4])}; a HAT has {missing[0]}")
-    extra = metadata or {}
+    try:
+        return _config(state, metadata or {})
+    except (KeyError, ZeroDivisionError, IndexError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{path}: looks like a HAT, but its tensors or metadata do not fit together ({error})"
+        ) from None
+
+
+def _config(state: Mapping[str, Tensor], extra: Mapping[str, Any]) -> HATConfig:
     groups = _count(state, r"layers\.(\d+)\.")
     group = f"{_GROUP}.blocks.0"
     embed_dim, conv_in = state["conv_first.weight"].shape[:2]
@@ -157,32 +174,42 @@ def infer_config(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     window_size = (math.isqrt(own.shape[0]) + 1) // 2
     overlap_size = math.isqrt(overlapping.shape[0]) + 1 - window_size
     position = state.get("absolute_pos_embed")
-    try:
-        return HATConfig(
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-            depths=tuple(_count(state, rf"layers\.{i}\.residual_group\.blocks\.(\d+)\.") for i in range(groups)),
-            num_heads=tuple(
-                state[f"layers.{i}.residual_group.overlap_attn.relative_position_bias_table"].shape[1]
-                for i in range(groups)
-            ),
-            window_size=window_size,
-            compress_ratio=embed_dim // state[f"{group}.conv_block.cab.0.weight"].shape[0],
-            squeeze_factor=embed_dim // state[f"{group}.conv_block.cab.3.attention.1.weight"].shape[0],
-            conv_scale=float(extra.get("conv_scale", 0.01)),
-            overlap_ratio=(overlap_size - window_size) / window_size,
-            mlp_ratio=state[f"{group}.mlp.fc1.weight"].shape[0] / embed_dim,
-            qkv_bias=f"{group}.attn.qkv.bias" in state,
-            patch_norm="patch_embed.norm.weight" in state,
-            ape_size=math.isqrt(position.shape[1]) if position is not None else 0,
-            upscale=_tail_scale(state) // unshuffle,
-            img_range=float(extra.get("img_range", 1.0)),
-            resi_connection="1conv" if "conv_after_body.weight" in state else "identity",
-            num_feat=state["conv_last.weight"].shape[1],
-            unshuffle=unshuffle,
-        )
-    except (KeyError, ZeroDivisionError, IndexError) as error:
-        raise ModelError(f"{path}: looks like a HAT, but its tensors do not fit together ({error})") from None
+    return HATConfig(
+        in_chans=in_chans,
+        embed_dim=embed_dim,
+        depths=tuple(_count(state, rf"layers\.{i}\.residual_group\.blocks\.(\d+)\.") for i in range(groups)),
+        num_heads=tuple(
+            state[f"layers.{i}.residual_group.overlap_attn.relative_position_bias_table"].shape[1]
+            for i in range(groups)
+        ),
+        window_size=window_size,
+        compress_ratio=embed_dim // state[f"{group}.conv_block.cab.0.weight"].shape[0],
+        squeeze_factor=embed_dim // state[f"{group}.conv_block.cab.3.attention.1.weight"].shape[0],
+        conv_scale=_positive(extra, "conv_scale", 0.01),
+        overlap_ratio=_ratio(overlap_size - window_size, window_size),
+        mlp_ratio=_ratio(state[f"{group}.mlp.fc1.weight"].shape[0], embed_dim),
+        qkv_bias=f"{group}.attn.qkv.bias" in state,
+        patch_norm="patch_embed.norm.weight" in state,
+        ape_size=math.isqrt(position.shape[1]) if position is not None else 0,
+        upscale=_tail_scale(state) // unshuffle,
+        img_range=_positive(extra, "img_range", 1.0),
+        resi_connection="1conv" if "conv_after_body.weight" in state else "identity",
+        num_feat=state["conv_last.weight"].shape[1],
+        unshuffle=unshuffle,
+    )
+
+
+def _ratio(part: int, whole: int) -> float:
+    """r such that int(whole * r) is `part` again, as the network will compute it; 60 / 44 * 44 falls short of 60."""
+    ratio = part / whole
+    return ratio if int(whole * ratio) == part else math.nextafter(ratio, math.inf)
+
+
+def _positive(extra: Mapping[str, Any], name: str, default: float) -> float:
+    value = float(extra.get(name, default))
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; must be above 0")
+    return value
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
