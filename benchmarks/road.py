@@ -72,8 +72,9 @@ def repeated(times: int, path: Path) -> None:
 def peak_mebibytes(source: Path, folder: Path) -> float:
     """Peak resident size of the command, in MiB, from the operating system's own account of the finished process."""
     output = folder / f"{source.stem}_out.mp4"
+    output.unlink(missing_ok=True)
     command = [sys.executable, "-m", "hat_video", "upscale", str(source), "-o", str(output), "-q"]
-    command += ["--model", "bicubic", "--scale", "2", "--preset", "ultrafast", "--jobs", "2"]
+    command += ["--model", "bicubic", "--scale", "2", "--preset", "ultrafast", "--jobs", "2", "--overwrite"]
     # A child starts out with its parent's peak; so a small process starts it, and not this one with its network loaded.
     launcher = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
@@ -102,12 +103,13 @@ def main() -> None:
         short, long = folder / "short.mp4", folder / "long.mp4"
         repeated(4, short)
         repeated(80, long)
-        memory = {"short_mib": peak_mebibytes(short, folder), "long_mib": peak_mebibytes(long, folder)}
-    memory["ratio"] = memory["long_mib"] / memory["short_mib"]
-    print(
-        f"peak memory {memory['short_mib']:.0f} MiB, of a clip 20 times as long {memory['long_mib']:.0f} MiB,"
-        f" ratio {memory['ratio']:.3f}"
-    )
+        pairs = [(peak_mebibytes(short, folder), peak_mebibytes(long, folder)) for _ in range(arguments.rounds)]
+    memory = {
+        "short_mib": [pair[0] for pair in pairs],
+        "long_mib": [pair[1] for pair in pairs],
+        "median_ratio": statistics.median(pair[1] / pair[0] for pair in pairs),
+    }
+    print(f"peak memory in MiB {memory}")
     result = {
         "command": "python benchmarks/road.py",
         "machine": {

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from hat_video.errors import ModelError, UsageError
 from hat_video.model.checkpoint import load_network, read_checkpoint
 from hat_video.model.hat import HAT, HATConfig
+from hat_video.model.resample import enlarge
 from hat_video.model.windows import overlapping_position_index, relative_position_index
-from hat_video.model.zoo import default_model_name, list_models, load_model, resample
+from hat_video.model.zoo import default_model_name, list_models, load_model
 from tests.reference import scramble
 
 CONFIG = HATConfig(
@@ -258,17 +259,17 @@ def test_bicubic_is_pillows(scale: int) -> None:
     picture = torch.rand(20, 31, generator=torch.Generator().manual_seed(0))
     image = Image.fromarray(picture.numpy(), mode="F").resize((31 * scale, 20 * scale), Image.Resampling.BICUBIC)
     expected = torch.from_numpy(np.array(image))
-    ours = resample(picture[None, None], scale, "bicubic")[0, 0]
+    ours = enlarge(picture[None, None], scale, "bicubic")[0, 0]
     inner = (slice(3 * scale, -3 * scale), slice(3 * scale, -3 * scale))
     assert (ours - expected)[inner].abs().max() < 1e-5
     lanczos = Image.fromarray(picture.numpy(), mode="F").resize((31 * scale, 20 * scale), Image.Resampling.LANCZOS)
     expected = torch.from_numpy(np.array(lanczos))
-    assert (resample(picture[None, None], scale, "lanczos")[0, 0] - expected)[inner].abs().max() < 1e-5
+    assert (enlarge(picture[None, None], scale, "lanczos")[0, 0] - expected)[inner].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("kernel", ["bicubic", "lanczos"])
 def test_resamplers_keep_flat_pictures_and_size_one(kernel: str) -> None:
     flat = torch.full((1, 3, 1, 5), 0.25)
-    assert torch.allclose(resample(flat, 3, kernel), torch.full((1, 3, 3, 15), 0.25), atol=1e-6)
+    assert torch.allclose(enlarge(flat, 3, kernel), torch.full((1, 3, 3, 15), 0.25), atol=1e-6)
     picture = torch.rand(1, 3, 4, 5)
-    assert torch.equal(resample(picture, 1, kernel), picture)
+    assert torch.equal(enlarge(picture, 1, kernel), picture)

@@ -10,18 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hat_video.errors import OptionError, OutOfMemoryError, WorkError
+from hat_video.inference.memory import keep_freed_memory
 from hat_video.inference.optimize import FastHAT, optimize
 from hat_video.inference.precision import DTYPES, SAFER, calibration_frame, choose, trunk_exponent
 from hat_video.inference.tiling import tiled
-from hat_video.model.zoo import Model, resample
+from hat_video.model.resample import enlarge
+from hat_video.model.zoo import Model
 
-__all__ = ["Upscaler"]
+__all__ = ["Upscaler", "choose_device"]
 
 
 class Upscaler:
     """A model made ready for a device.
 
-    Calls from several threads at once are allowed; each computes on its own thread.
+    Calls from several threads at once are allowed; each computes on its own thread. On a CPU the process keeps freed
+    memory from then on: see `hat_video.inference.memory`.
 
     Args:
         model: from `load_model`.
@@ -42,7 +45,7 @@ class Upscaler:
             raise OptionError(f"--tile {tile}: must be 16 or more")
         self.model = model
         self.scale = model.scale
-        self.device = _device(device)
+        self.device = choose_device(device)
         self.tile = tile
         self.trunk_exponent = 0
         self.redone = 0
@@ -51,6 +54,8 @@ class Upscaler:
         self._networks: dict[tuple[str, int], FastHAT] = {}
         self.precision = "fp32"
         if model.network is not None:
+            if self.device.type == "cpu":
+                keep_freed_memory()
             self._settle(precision)
 
     def _settle(self, precision: str) -> None:
@@ -95,7 +100,7 @@ class Upscaler:
         with torch.inference_mode():
             rgb = rgb.to(self.device, torch.float32)
             if self.model.kernel is not None:
-                return resample(rgb, self.scale, self.model.kernel).clamp_(0, 1)
+                return enlarge(rgb, self.scale, self.model.kernel).clamp_(0, 1)
             return self._fitting(rgb)
 
     def _fitting(self, rgb: Tensor) -> Tensor:
@@ -156,7 +161,12 @@ class Upscaler:
             return self._networks[key]
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first GPU that torch can use, else the CPU.
+
+    Raises:
+        OptionError: no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -183,7 +193,12 @@ def _padded(rgb: Tensor, multiple: int) -> Tensor:
 
 def _is_out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+        or "bad_alloc" in text
+    )
 
 
 def _free(device: torch.device) -> None:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from hat_video.errors import ModelError, UsageError
 from hat_video.model.checkpoint import load_network, read_checkpoint
 from hat_video.model.hat import HAT, HATConfig
 
-__all__ = ["Model", "ModelFacts", "default_model_name", "list_models", "load_model", "resample"]
+__all__ = ["Model", "ModelFacts", "default_model_name", "list_models", "load_model"]
 
 _RELEASES = "weights by XPixelGroup/HAT (their releases); give the file: --model FILE.pth"
 
@@ -198,59 +192,3 @@ def _from_file(path: Path, scale: int | None, facts: ModelFacts) -> Model:
         config=checkpoint.config,
         network=network,
     )
-
-
-def resample(rgb: Tensor, scale: int, kernel: str) -> Tensor:
-    """Enlarges by a fixed filter, pixel centres on half integers, edges repeated.
-
-    Args:
-        rgb: (N, C, H, W), any floating dtype.
-        scale: 1 to 4.
-        kernel: `bicubic` (Keys, a = -0.5, as MATLAB and Pillow have it) or `lanczos` (3 lobes).
-
-    Returns:
-        (N, C, scale * H, scale * W), not clamped.
-    """
-    if scale == 1:
-        return rgb.clone()
-    for dim in (2, 3):
-        rgb = _enlarge(rgb, dim, scale, kernel)
-    return rgb
-
-
-@lru_cache(maxsize=16)
-def _filters(scale: int, kernel: str) -> tuple[tuple[int, tuple[float, ...]], ...]:
-    """For each of `scale` output phases: the first tap, relative to the input pixel, and the weights."""
-    reach = 2 if kernel == "bicubic" else 3
-    phases = []
-    for phase in range(scale):
-        place = (phase + 0.5) / scale - 0.5
-        first = math.floor(place) - reach + 1
-        weights = [_weight(place - (first + tap), kernel) for tap in range(2 * reach)]
-        total = sum(weights)
-        phases.append((first, tuple(weight / total for weight in weights)))
-    return tuple(phases)
-
-
-def _weight(x: float, kernel: str) -> float:
-    x = abs(x)
-    if kernel == "bicubic":
-        if x < 1:
-            return (1.5 * x - 2.5) * x * x + 1
-        return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
-    if x >= 3:
-        return 0.0
-    return 1.0 if x == 0 else 3 * math.sin(math.pi * x) * math.sin(math.pi * x / 3) / (math.pi * x) ** 2
-
-
-def _enlarge(rgb: Tensor, dim: int, scale: int, kernel: str) -> Tensor:
-    edge = 3
-    count = rgb.shape[dim]
-    padded = F.pad(rgb, (0, 0, edge, edge) if dim == 2 else (edge, edge, 0, 0), mode="replicate")
-    phases = []
-    for first, weights in _filters(scale, kernel):
-        out = torch.zeros_like(rgb)
-        for tap, weight in enumerate(weights):
-            out.add_(padded.narrow(dim, edge + first + tap, count), alpha=weight)
-        phases.append(out)
-    return torch.stack(phases, dim + 1).flatten(dim, dim + 1)

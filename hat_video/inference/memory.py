@@ -1,0 +1,34 @@
+"""Keeping freed memory for the next frame, where the C library would hand it back to the system every time."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["keep_freed_memory"]
+
+# mallopt's parameters, from glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to reuse what a frame's activations leave behind; for the whole process, until it ends.
+
+    By default every large tensor is mapped anew and handed back when freed, so each frame pays a page fault for every
+    4 KB that it touches: a third of the time of a small network. The peak stays what it is; between frames the memory
+    remains with the process. All threads share one arena, since the arenas of threads are limited to 64 MB and are
+    given back in whole: threads that start later are meant, so call this before there are workers.
+
+    Returns:
+        Whether the C library took it; False where it is not glibc, and then nothing has changed.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    # glibc before 2.35 allows no more than 32 MB.
+    is_set = library.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    return bool(is_set and library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1) and library.mallopt(_M_ARENA_MAX, 1))
