@@ -1,0 +1,48 @@
+"""Reading pictures from files. Pillow is needed for it and for nothing else of the package's daily work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hat_video.errors import SourceError, UsageError
+
+__all__ = ["pillow", "read_picture"]
+
+
+def pillow() -> ModuleType:
+    """The package PIL with its modules.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import PIL.Image
+        import PIL.ImageDraw
+        import PIL.ImageFont
+    except ImportError:
+        raise UsageError("pictures are read and written by Pillow: pip install 'hat-video[train]'") from None
+    return PIL
+
+
+def read_picture(path: Path) -> Tensor:
+    """A picture as RGB; a gray one is read as three equal channels, as BasicSR does.
+
+    Returns:
+        (1, 3, H, W) float32 in [0, 1], in steps of 1/255.
+
+    Raises:
+        SourceError: no such file, or no picture that Pillow knows.
+        UsageError: Pillow is not installed.
+    """
+    image = pillow().Image
+    try:
+        with image.open(path) as file:
+            rgb = np.array(file.convert("RGB"))
+    except OSError as error:
+        raise SourceError(f"{path}: not a picture that can be read: {error.strerror or 'unknown format'}") from None
+    return torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
