@@ -7,13 +7,14 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo quality test check format clean
 
 help:
 	@echo "make demo    upscale the sample clip; prints where the video and the before/after picture are"
 	@echo "make test    run the tests"
 	@echo "make check   ruff format --check, ruff check, mypy --strict"
 	@echo "make format  let ruff rewrite the code"
+	@echo "make quality STILLS=... CLIPS=...   measure the shipped models, and write the README's table"
 	@echo "make clean   remove the virtual environment and the demo's files"
 
 # torch goes first and alone: any other package that asks for it first would bring another build (constraints.txt).
@@ -24,6 +25,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'spandrel==0.4.2'
 	touch $(READY)
+
+quality: $(READY)
+	$(BIN)/python benchmarks/quality.py --stills $(STILLS) --clips $(CLIPS)
 
 demo: $(READY)
 	$(BIN)/python samples/demo.py

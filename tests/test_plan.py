@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from hat_video.errors import OptionError
-from hat_video.jobs.options import UpscaleOptions, config_names, load_config
+from hat_video.jobs.options import UpscaleOptions, load_config
 from hat_video.jobs.plan import Manifest, cpu_count, cut_segments, plan_file
 from hat_video.media.probe import FrameIndex
+from hat_video.presets import preset_names
 from tests.clips import make_clip
 
 
@@ -85,8 +86,8 @@ def test_cpu_count_is_not_more_than_the_machines() -> None:
 
 
 def test_presets_load_and_typed_options_come_from_toml(tmp_path: Path) -> None:
-    assert config_names() == ["archive", "draft", "lossless"]
-    for name in config_names():
+    assert preset_names("upscale") == ["archive", "draft", "lossless"]
+    for name in preset_names("upscale"):
         assert load_config(name) != UpscaleOptions()
     file = tmp_path / "mine.toml"
     file.write_text('encoder-option = ["tune=film", "aq-mode=3"]\nsegment = 5\nwork-dir = "w"\nkeep_work = true\n')

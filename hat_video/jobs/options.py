@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,8 +10,9 @@ from typing import Annotated, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from hat_video.errors import OptionError
+from hat_video.presets import read_preset
 
-__all__ = ["UpscaleOptions", "config_names", "load_config"]
+__all__ = ["UpscaleOptions", "load_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,39 +68,17 @@ class UpscaleOptions:
         return dict(item.split("=", 1) for item in self.encoder_option)
 
 
-def _config_folder() -> Path:
-    # In a wheel the presets lie inside the package, in a checkout beside it.
-    inside = Path(__file__).parents[1] / "configs"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
-
-
-def config_names() -> list[str]:
-    """The names of the presets that come with the package."""
-    return sorted(path.stem for path in (_config_folder() / "upscale").glob("*.toml"))
-
-
 def load_config(name_or_path: str | os.PathLike[str], base: UpscaleOptions | None = None) -> UpscaleOptions:
     """The options of a preset or a TOML file, over those of `base`.
 
     Args:
-        name_or_path: a name from `config_names()`, or the path of a TOML file whose keys are option names.
+        name_or_path: a name from `preset_names("upscale")`, or the path of a TOML file whose keys are option names.
         base: what the file leaves out; the defaults if None.
 
     Raises:
         OptionError: no such preset or file, a key that is no option, or a value that is not allowed.
     """
-    path = Path(name_or_path)
-    preset = _config_folder() / "upscale" / f"{name_or_path}.toml"
-    if not path.is_file():
-        if not preset.is_file():
-            raise OptionError(
-                f"--config {name_or_path}: no such file, nor a preset; presets: {', '.join(config_names())}"
-            )
-        path = preset
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise OptionError(f"--config {path}: not a TOML file: {error}") from None
+    path, table = read_preset("upscale", name_or_path)
     known = {field.name for field in fields(UpscaleOptions)}
     values = {key.replace("-", "_"): value for key, value in table.items()}
     for name in values.keys() - known:

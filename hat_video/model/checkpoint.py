@@ -220,7 +220,7 @@ def _tail_scale(state: Mapping[str, Tensor]) -> int:
     scale = 1
     for name, tensor in state.items():
         if re.fullmatch(r"upsample\.\d+\.weight", name):
-            scale *= math.isqrt(tensor.shape[0] // tensor.shape[1])
+            scale *= math.isqrt(tensor.shape[0] // state["conv_last.weight"].shape[1])
     return scale
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hat_video.model.windows import (
     overlapping_position_index,
+    overlapping_windows,
     relative_position_index,
     shift_regions,
     window_partition,
@@ -219,10 +220,8 @@ class OCAB(nn.Module):
         qkv = self.qkv(self.norm1(x))
         q = rearrange(window_partition(qkv[..., :channels], self.size), "b n (h d) -> b h n d", h=self.num_heads)
         # Zeros *after* the linear layer, and unmasked: keys outside the picture take part in the softmax.
-        pad = (self.overlap_size - self.size) // 2
-        around = F.pad(qkv[..., channels:], (0, 0, pad, pad, pad, pad))
-        windows = around.unfold(1, self.overlap_size, self.size).unfold(2, self.overlap_size, self.size)
-        k, v = rearrange(windows, "b nh nw (t h d) y x -> t (b nh nw) h (y x) d", t=2, h=self.num_heads)
+        around = overlapping_windows(qkv[..., channels:], self.size, self.overlap_size)
+        k, v = rearrange(around, "b n (t h d) -> t b h n d", t=2, h=self.num_heads)
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + table_bias(
             self.relative_position_bias_table, self.index
         )
@@ -306,37 +305,48 @@ class HAT(nn.Module):
         self.norm = nn.LayerNorm(channels)
         is_conv = config.resi_connection == "1conv"
         self.conv_after_body: nn.Module = nn.Conv2d(channels, channels, 3, 1, 1) if is_conv else nn.Identity()
-        self.conv_before_upsample = nn.Sequential(nn.Conv2d(channels, features, 3, 1, 1), nn.LeakyReLU())
-        self.upsample = _upsample(config.tail_scale, features)
+        # Unshuffled, a token is several pixels, each of which needs its features.
+        shuffled = features * config.unshuffle**2
+        self.conv_before_upsample = nn.Sequential(nn.Conv2d(channels, shuffled, 3, 1, 1), nn.LeakyReLU())
+        self.upsample = _upsample(config.tail_scale, shuffled, features)
         self.conv_last = nn.Conv2d(features, config.in_chans, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [0, 1] to (B, 3, sH, sW), not clamped; H and W are multiples of `config.multiple`."""
-        config = self.config
-        x = (x - self.mean) * config.img_range
-        if config.unshuffle > 1:
-            x = F.pixel_unshuffle(x, config.unshuffle)
-        shallow = self.conv_first(x)
-        deep = self.conv_after_body(self._body(shallow.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)) + shallow
-        y: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(deep)))
-        return y / config.img_range + self.mean
+        shallow = self.shallow_features(x)
+        return self.reconstruct(self.deep_features(shallow) + shallow)
 
-    def _body(self, x: Tensor) -> Tensor:
-        x = self.patch_embed.norm(x)
+    def shallow_features(self, x: Tensor) -> Tensor:
+        """RGB (B, 3, H, W) in [0, 1] to (B, C, H, W)."""
+        x = (x - self.mean) * self.config.img_range
+        if self.config.unshuffle > 1:
+            x = F.pixel_unshuffle(x, self.config.unshuffle)
+        out: Tensor = self.conv_first(x)
+        return out
+
+    def deep_features(self, shallow: Tensor) -> Tensor:
+        """The body: (B, C, H, W) to the same."""
+        x = self.patch_embed.norm(shallow.permute(0, 2, 3, 1))
         if self.config.ape_size:
             x = x + self.absolute_pos_embed.view(1, self.config.ape_size, self.config.ape_size, -1)
         for layer in self.layers:
             x = layer(x)
-        out: Tensor = self.norm(x)
+        out: Tensor = self.conv_after_body(self.norm(x).permute(0, 3, 1, 2))
         return out
 
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """The tail: (B, C, H, W) to RGB (B, 3, sH, sW)."""
+        y: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(features)))
+        return y / self.config.img_range + self.mean
 
-def _upsample(scale: int, features: int) -> nn.Sequential:
+
+def _upsample(scale: int, before: int, features: int) -> nn.Sequential:
     """Convolutions and pixel shuffles that enlarge `scale` times."""
     if scale == 3:
-        return nn.Sequential(nn.Conv2d(features, 9 * features, 3, 1, 1), nn.PixelShuffle(3))
+        return nn.Sequential(nn.Conv2d(before, 9 * features, 3, 1, 1), nn.PixelShuffle(3))
     stages: list[nn.Module] = []
     while scale > 1:
-        stages += [nn.Conv2d(features, 4 * features, 3, 1, 1), nn.PixelShuffle(2)]
+        stages += [nn.Conv2d(before, 4 * features, 3, 1, 1), nn.PixelShuffle(2)]
+        before = features
         scale //= 2
     return nn.Sequential(*stages)

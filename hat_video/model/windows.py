@@ -7,11 +7,13 @@ index order as in XPixelGroup/HAT, whose checkpoints store these tables.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 __all__ = [
     "overlapping_position_index",
+    "overlapping_windows",
     "relative_position_index",
     "shift_regions",
     "window_partition",
@@ -29,6 +31,24 @@ def window_reverse(windows: Tensor, size: int, height: int, width: int) -> Tenso
     return rearrange(
         windows, "(b nh nw) (h w) c -> b (nh h) (nw w) c", h=size, w=size, nh=height // size, nw=width // size
     )
+
+
+def overlapping_windows(x: Tensor, size: int, overlap_size: int) -> Tensor:
+    """(B, H, W, C) to (B * windows, overlap_size^2, C): around each window of `size`; zeros outside the map.
+
+    Made of slices, whose gradient is cheap; that of `unfold` takes a seventh of a training step.
+    """
+    reach = overlap_size - size
+    for dim in (1, 2):
+        # What a window has of itself and to its left, then what it has of the next one. Two windows at most meet.
+        before = reach // 2
+        pad = (0, 0) * (3 - dim) + (before, size - before)
+        padded = F.pad(x, pad)
+        shape = (*x.shape[:dim], -1, size, *x.shape[dim + 1 :])
+        own = padded.narrow(dim, 0, x.shape[dim]).reshape(shape)
+        following = padded.narrow(dim, size, x.shape[dim]).reshape(shape).narrow(dim + 1, 0, reach)
+        x = torch.cat([own, following], dim + 1).flatten(dim, dim + 1)
+    return window_partition(x, overlap_size)
 
 
 def shift_regions(length: int, size: int, shift: int) -> Tensor:

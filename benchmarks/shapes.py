@@ -1,0 +1,152 @@
+"""Which shape of a small network is best for its time: measured microseconds against what short trainings reached.
+
+    hat-video train --config search --set ... -o runs/NAME      # one for each shape; see docs/shape.md
+    python benchmarks/shapes.py runs                            # writes results/shapes.json and docs/images/shapes.png
+
+Each network of the runs goes through OpenVINO in bf16 on one thread, all of them in turns, round by round. The
+yardstick is a Compact of 16 layers x 64 in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from pydantic import TypeAdapter
+from safetensors import safe_open
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.speed import processor_name  # noqa: E402
+from hat_video.model.checkpoint import METADATA_KEY  # noqa: E402
+from hat_video.training.networks import build_network  # noqa: E402
+from hat_video.training.recipe import NetworkShape  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "shapes.json"
+PLOT = ROOT / "docs" / "images" / "shapes.png"
+HEIGHT, WIDTH = 176, 320
+YARDSTICK = NetworkShape(kind="compact", embed_dim=64, depths=(16,))
+
+
+def compiled(shape: NetworkShape, scale: int) -> openvino.InferRequest:
+    """The network in OpenVINO, bf16, on one thread."""
+    with torch.no_grad():
+        network = build_network(shape, scale).eval()
+        frame = torch.rand(1, 3, HEIGHT, WIDTH)
+        model = openvino.convert_model(network, example_input=frame, input=[1, 3, HEIGHT, WIDTH])
+    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+def in_turns(requests: dict[str, openvino.InferRequest], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, round by round."""
+    frame = np.random.default_rng(0).random((1, 3, HEIGHT, WIDTH), np.float32)
+    times: dict[str, list[float]] = {name: [] for name in requests}
+    for number in range(rounds + 1):
+        for name, request in requests.items():
+            began = time.perf_counter()
+            request.infer({0: frame})
+            if number:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def read_run(folder: Path) -> tuple[NetworkShape, dict[str, Any]]:
+    """The shape of a finished run, and what it reached."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        facts = json.loads(file.metadata()[METADATA_KEY])
+        parameters = sum(file.get_tensor(name).numel() for name in file.keys() if "position_index" not in name)  # noqa: SIM118
+    with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    known = ("stage", "iteration", "loss", "rate", "seconds")
+    scores = {name: float(value) for name, value in last.items() if name not in known}
+    shape = TypeAdapter(NetworkShape).validate_python(facts["network"])
+    return shape, {
+        "parameters": parameters,
+        "iterations": int(last["iteration"]),
+        "training_seconds": int(last["seconds"]),
+        "y_psnr": scores,
+    }
+
+
+def plot(rows: dict[str, dict[str, Any]], which: str) -> None:
+    """Y-PSNR over time, one point for each network."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, row in rows.items():
+        if which in row["y_psnr"]:
+            colour = "tab:blue" if row["network"]["kind"] == "hat" else "tab:orange"
+            axes.plot(row["times_the_yardstick"], row["y_psnr"][which], "o", color=colour)
+            axes.annotate(
+                name,
+                (row["times_the_yardstick"], row["y_psnr"][which]),
+                fontsize=8,
+                xytext=(4, 4),
+                textcoords="offset points",
+            )
+    axes.set_xlabel("time per pixel, Compact 16x64 = 1")
+    axes.set_ylabel(f"{which} x2, Y-PSNR, dB")
+    axes.grid(color="0.9")
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PLOT, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--plot", default="Set14", help="the set that the plot shows")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = {path.parent.name: read_run(path.parent) for path in sorted(arguments.runs.glob("*/model.safetensors"))}
+    requests = {"yardstick": compiled(YARDSTICK, 2)}
+    requests |= {name: compiled(shape, 2) for name, (shape, _) in runs.items()}
+    times = in_turns(requests, arguments.rounds)
+    yardstick = times.pop("yardstick")
+    pixels = HEIGHT * WIDTH
+    rows = {}
+    for name, values in times.items():
+        shape, reached = runs[name]
+        rows[name] = {
+            "network": TypeAdapter(NetworkShape).dump_python(shape, mode="json"),
+            **reached,
+            "us_per_lr_pixel": statistics.median(values) * 1e6 / pixels,
+            "times_the_yardstick": statistics.median(a / b for a, b in zip(values, yardstick, strict=True)),
+        }
+    rows = dict(sorted(rows.items(), key=lambda item: item[1]["times_the_yardstick"]))
+    for name, row in rows.items():
+        scores = " / ".join(f"{value:.2f}" for value in row["y_psnr"].values())
+        speed = f"{row['us_per_lr_pixel']:.2f} | {row['times_the_yardstick']:.2f}"
+        print(f"| {name} | {row['parameters']:,} | {speed} | {row['iterations']:,} | {scores} |")
+    result = {
+        "command": "python benchmarks/shapes.py RUNS",
+        "machine": {"processor": processor_name(), "cpus": os.cpu_count()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "openvino": version("openvino")},
+        "threads": 1,
+        "input": [HEIGHT, WIDTH],
+        "yardstick": {"network": "Compact 16x64", "us_per_lr_pixel": statistics.median(yardstick) * 1e6 / pixels},
+        "shapes": rows,
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    plot(rows, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

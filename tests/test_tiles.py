@@ -1,0 +1,174 @@
+"""The training set: what is taken, what is left out, and that a build repeats to the byte."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hat_video.errors import OutputError, SourceError, UsageError
+from hat_video.model.resample import resize
+from hat_video.training.build import BuildReport, build_tiles, choose_packages
+from hat_video.training.harvest import distance, fingerprint, sharpness_map
+from hat_video.training.tiles import TILE, TileRecord, TileSet, TileWriter, orient
+
+
+def photograph(seed: int, width: int = 640, height: int = 512) -> Image.Image:
+    """Clouds with edges and grain: as much detail as a sharp photograph has."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3))
+    for octave in (4, 16, 64, 256):
+        small = torch.from_numpy(rng.random((1, 3, octave, octave)))
+        picture += resize(small, (height, width), antialias=False)[0].permute(1, 2, 0).numpy() * (1.2 / octave**0.35)
+    picture = (picture - picture.min()) / (picture.max() - picture.min())
+    picture[(picture[..., 0] > 0.5)] *= 0.7
+    return Image.fromarray((picture * 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for number in range(3):
+        photograph(number).save(folder / f"sharp{number}.png")
+    first = photograph(0)
+    first.resize((480, 384), Image.Resampling.LANCZOS).save(folder / "the_same_smaller.png")
+    first.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "the_same_mirrored.png")
+    blurred = photograph(7).resize((40, 32), Image.Resampling.BICUBIC).resize((640, 512), Image.Resampling.BICUBIC)
+    blurred.save(folder / "blurred.png")
+    photograph(8).save(folder / "crushed.jpg", quality=40)
+    photograph(9).resize((200, 160)).save(folder / "small.png")
+    photograph(10).convert("RGBA").resize((320, 320)).rotate(30).save(folder / "transparent.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def build(folder: Path, output: Path, **options: object) -> BuildReport:
+    return build_tiles(output, packages=[], images=[folder], downloads=output.parent, **options)  # type: ignore[arg-type]
+
+
+def files_of(path: Path) -> set[str]:
+    return {record["file"] for record in json.loads(path.with_suffix(".json").read_text())["tiles"]}
+
+
+def test_takes_sharp_pictures_once(folder: Path, tmp_path: Path) -> None:
+    report = build(folder, tmp_path / "tiles.npy")
+    names = files_of(tmp_path / "tiles.npy")
+    assert {"sharp1.png", "sharp2.png"} < names
+    assert not names & {"blurred.png", "crushed.jpg", "small.png", "transparent.png", "broken.jpg"}
+    # The picture, its smaller copy and its mirror image count once.
+    assert len(names & {"sharp0.png", "the_same_smaller.png", "the_same_mirrored.png"}) == 1
+    assert report.duplicates == 2
+    tiles = np.load(tmp_path / "tiles.npy", mmap_mode="r")
+    assert tiles.shape == (report.tiles.total(), TILE, TILE, 3)
+    assert tiles.dtype == np.uint8
+
+
+def test_tiles_are_cut_from_where_the_index_says(folder: Path, tmp_path: Path) -> None:
+    build(folder, tmp_path / "tiles.npy")
+    tiles = np.load(tmp_path / "tiles.npy", mmap_mode="r")
+    records = json.loads((tmp_path / "tiles.json").read_text())["tiles"]
+    at = next(i for i, record in enumerate(records) if record["file"] == "sharp1.png")
+    record = records[at]
+    picture = photograph(1)
+    if record["factor"] != 1:
+        size = (round(picture.width / record["factor"]), round(picture.height / record["factor"]))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    expected = np.asarray(picture)[record["y"] : record["y"] + TILE, record["x"] : record["x"] + TILE]
+    assert (tiles[at] == expected).all()
+
+
+def test_a_build_repeats_to_the_byte_on_any_number_of_processes(folder: Path, tmp_path: Path) -> None:
+    build(folder, tmp_path / "a.npy")
+    build(folder, tmp_path / "b.npy", jobs=2)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
+
+
+def test_evaluation_pictures_are_kept_out(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    # Another size, compressed: no hash of the file would tell.
+    photograph(2).resize((512, 410)).save(tmp_path / "evaluation" / "e.jpg", quality=60)
+    report = build(folder, tmp_path / "tiles.npy", keep_out=[tmp_path / "evaluation"])
+    assert [Path(path).name for path in report.kept_out] == ["sharp2.png"]
+    assert "sharp2.png" not in files_of(tmp_path / "tiles.npy")
+
+
+def test_drawings_are_rendered(tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    from hat_video.training.harvest import Task, harvest
+
+    lines = "".join(f'<path d="M {i} 0 L {300 - i} 300" stroke="#{i:02x}2040"/>' for i in range(0, 256, 7))
+    drawing = tmp_path / "lines.svg"
+    drawing.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="300" height="300">{lines}</svg>')
+    found = harvest(Task(drawing, "vector", "test"))
+    assert 1 <= len(found.tiles) <= 3, found.why_none
+    assert all(18 <= record.sharpness_db < 34 for _, record in found.tiles)
+    drawing.write_text("<svg")
+    assert "unreadable" in harvest(Task(drawing, "vector", "test")).why_none
+
+
+def test_fingerprints_survive_what_happens_to_pictures() -> None:
+    picture, other = photograph(1), photograph(2)
+    hashes = [fingerprint(picture), fingerprint(other)]
+    assert distance(fingerprint(picture.resize((320, 256))), hashes)[0] < 16
+    assert distance(fingerprint(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), hashes)[0] < 16
+    assert distance(fingerprint(picture), hashes)[1] > 60
+
+
+def test_sharpness_tells_a_picture_from_its_enlargement() -> None:
+    picture = photograph(3)
+    enlarged = picture.resize((320, 256), Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
+    assert sharpness_map(picture).mean() > 8 * sharpness_map(enlarged).mean()
+
+
+def test_the_mix_is_kept_and_crops_are_in_every_orientation(tmp_path: Path) -> None:
+    with TileWriter(tmp_path / "tiles.npy") as writer:
+        ramp = np.arange(TILE, dtype=np.uint8)
+        for number, group in enumerate(["photo"] * 3 + ["vector"] * 2 + ["validation"]):
+            tile = np.zeros((TILE, TILE, 3), np.uint8)
+            tile[..., 0], tile[..., 1] = ramp[None, :], ramp[:, None]
+            tile[..., 2] = 40 * number
+            writer.add(tile, TileRecord(group, "test", f"{number}.png", 1.0, 0, 0, 20.0 + number))
+    tiles = TileSet(tmp_path / "tiles.npy", {"photo": 3.0, "vector": 1.0})
+    crops = tiles.crops(2000, 8, np.random.default_rng(0))
+    which = crops[:, 2, 0, 0] // 40
+    assert 0.72 < (which < 3).mean() < 0.78
+    assert set(which) == {0, 1, 2, 3, 4}
+    horizontal = {tuple(np.sign(np.diff(crop.astype(int), axis=2)[:2, 0, 0])) for crop in crops}
+    assert horizontal == {(1, 0), (-1, 0), (0, 1), (0, -1)}
+    assert set(
+        TileSet(tmp_path / "tiles.npy", {"photo": 1.0}, 21.5).crops(99, 8, np.random.default_rng(0))[:, 2, 0, 0]
+    ) == {0, 40}
+    assert tiles.held_out().shape == (1, TILE, TILE, 3)
+
+
+def test_orientations_are_the_eight_of_a_square() -> None:
+    square = np.arange(9, dtype=np.uint8).reshape(1, 3, 3)
+    assert len({orient(square, which).tobytes() for which in range(8)}) == 8
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda p: build_tiles(p / "t.npz", packages=[], images=[p], downloads=p), UsageError, "must end in .npy"),
+        (lambda p: build_tiles(p / "t.npy", packages=[], downloads=p), UsageError, "nothing to build from"),
+        (lambda p: build_tiles(p / "t.npy", packages=[], images=[p / "no"], downloads=p), UsageError, "no such folder"),
+        (lambda p: build_tiles(p / "t.npy", packages=[], images=[p], downloads=p), SourceError, "no tile in 0 files"),
+        (lambda p: choose_packages("scratch,wallpaper"), UsageError, "wallpaper: must be all, none or of"),
+        (lambda p: TileSet(p / "t.npy", {"photo": 1}), SourceError, "hat-video train-data"),
+        (lambda p: TileWriter(Path("/proc/t.npy")).__enter__(), OutputError, "cannot be written"),
+    ],
+)
+def test_errors_say_what_to_do(call, error, message, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
+        call(tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing stays behind"
+
+
+def test_a_mix_of_groups_that_are_not_there(folder: Path, tmp_path: Path) -> None:
+    build(folder, tmp_path / "tiles.npy")
+    with pytest.raises(UsageError, match=r"vector.*has: images \(\d+\)"):
+        TileSet(tmp_path / "tiles.npy", {"images": 1, "vector": 1})

@@ -1,0 +1,294 @@
+"""Training for real: small networks, killed and resumed, spread over processes, exported and used."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+
+from hat_video import Upscaler, load_model
+from hat_video.errors import CancelledError, ModelError, OptionError, UsageError
+from hat_video.model.hat import HAT
+from hat_video.training.export import body_of, fold_conv_scale
+from hat_video.training.loop import Training, TrainProgress
+from hat_video.training.networks import CNN, build_network
+from hat_video.training.recipe import NetworkShape, Stage, TrainRecipe, load_recipe, read_changes
+from hat_video.training.tiles import TILE, TileRecord, TileWriter
+from tests.test_tiles import photograph
+
+TINY = NetworkShape(embed_dim=8, depths=(2,), squeeze_factor=4, num_feat=8)
+STAGE = Stage("pretrain", iterations=12, rate=2e-3, batch=4, patch=16, warmup=3)
+RECIPE = TrainRecipe("tiny", 2, (STAGE,), network=TINY, evaluate_every=6)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiles") / "tiles.npy"
+    with TileWriter(path) as writer:
+        for number, group in enumerate(["photo"] * 4 + ["vector"] * 2 + ["validation"]):
+            tile = np.asarray(photograph(number, TILE, TILE))
+            writer.add(tile, TileRecord(group, "test", f"{number}.png", 1.0, 0, 0, 20.0 + number))
+    return path
+
+
+def train(recipe: TrainRecipe, tiles: Path, folder: Path, **options: object) -> list[TrainProgress]:
+    told: list[TrainProgress] = []
+    training = Training(recipe, tiles, folder, device="cpu", threads=1, **options)  # type: ignore[arg-type]
+    training.run(on_progress=told.append, cancel=threading.Event())
+    return told
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        if tolerance:
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance)
+        else:
+            assert torch.equal(one[name], other[name]), name
+
+
+def command(tiles: Path, folder: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "hat_video", "train", "--config", "smoke", "--tiles", str(tiles), "-o", str(folder)),
+        *("--device", "cpu", "--threads", "1", *more),
+    ]
+
+
+def test_killed_and_resumed_is_the_same_to_the_bit(tiles: Path, tmp_path: Path) -> None:
+    """kill -9 at moments that nobody chose, until it is done; over two stages."""
+    options = ("--set", "save_every_seconds=0.2")
+    subprocess.run(command(tiles, tmp_path / "unbroken", *options, "-q"), check=True)
+    kills = 0
+    while True:
+        child = subprocess.Popen(command(tiles, tmp_path / "broken", *options, "-q"))
+        try:
+            assert child.wait(timeout=4.0 + 0.9 * kills) == 0
+            break
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            kills += 1
+    assert kills >= 1
+    assert_same(weights(tmp_path / "unbroken"), weights(tmp_path / "broken"))
+    logs = [list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("unbroken", "broken")]
+    for one, other in zip(*logs, strict=True):
+        assert {k: v for k, v in one.items() if k not in ("seconds", "loss")} == {
+            k: v for k, v in other.items() if k not in ("seconds", "loss")
+        }
+    assert [row["stage"] for row in logs[0]] == ["pretrain"] * 3 + ["finetune"] * 2
+    assert (tmp_path / "broken" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list((tmp_path / "broken").glob("*.part"))
+
+
+def test_interrupt_saves_and_says_how_to_go_on(tiles: Path, tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        command(tiles, tmp_path / "run", "--set", "evaluate_every=1000", "--set", "save_every_seconds=1e9"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "goes on from there" in errors
+    assert (tmp_path / "run" / "state.pt").exists()
+
+
+def test_two_processes_learn_what_one_does(tiles: Path, tmp_path: Path) -> None:
+    options = ("--set", "precision=fp32", "--set", "stages.0.iterations=8", "--set", "stages.1.iterations=4", "-q")
+    subprocess.run(command(tiles, tmp_path / "one", *options), check=True)
+    words = command(tiles, tmp_path / "two", *options)
+    words[1:3] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hat_video"]
+    subprocess.run(words, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    # Adam divides by the root of the squared gradient, which blows up the rounding of tiny gradients.
+    assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=5e-3)
+
+
+def test_a_finished_training_has_nothing_left_to_do(tiles: Path, tmp_path: Path) -> None:
+    train(RECIPE, tiles, tmp_path)
+    before = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    assert train(RECIPE, tiles, tmp_path) == []
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_recipe_does_not_touch_a_training(tiles: Path, tmp_path: Path) -> None:
+    train(RECIPE, tiles, tmp_path)
+    with pytest.raises(UsageError, match="holds a training with other clip, seed; go on"):
+        Training(replace(RECIPE, seed=1, clip=2.0), tiles, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("network", [TINY, replace(TINY, unshuffle=2, embed_dim=16)])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_the_untrained_network_is_bilinear_interpolation(scale: int, network: NetworkShape) -> None:
+    if scale == 3 and network.unshuffle == 2:
+        pytest.skip("unshuffle 2 goes with x1, x2 and x4")
+    built = build_network(network, scale).eval()
+    frame = torch.rand(1, 3, 32, 32)
+    expected = frame
+    for factor in {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[scale]:
+        expected = F.interpolate(expected, scale_factor=factor, mode="bilinear")
+    with torch.no_grad():
+        difference = (built(frame) - expected)[..., 8:-8, 8:-8].abs().max()
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("network", [TINY, replace(TINY, unshuffle=2, embed_dim=16)])
+def test_the_exported_model_is_the_one_that_was_trained(network: NetworkShape, tiles: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, network=network, precision="fp32")
+    training = Training(recipe, tiles, tmp_path, device="cpu", threads=1)
+    training.run(on_progress=lambda _: None, cancel=threading.Event())
+    model = load_model(tmp_path / "model.safetensors")
+    assert model.scale == 2
+    frame = torch.rand(1, 3, 32, 48)
+    with torch.no_grad():
+        expected = training.ema(frame).clamp(0, 1)
+    torch.testing.assert_close(Upscaler(model, precision="fp32")(frame), expected, rtol=0, atol=1e-5)
+
+
+def test_upstream_tools_load_the_exported_model(tiles: Path, tmp_path: Path) -> None:
+    from tests.reference import reference_of
+
+    training = Training(replace(RECIPE, precision="fp32"), tiles, tmp_path, device="cpu", threads=1)
+    training.run(on_progress=lambda _: None, cancel=threading.Event())
+    reference = reference_of(weights(tmp_path))
+    frame = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(reference(frame), training.ema(frame), rtol=0, atol=1e-5)
+
+
+def test_training_makes_it_better(tiles: Path, tmp_path: Path) -> None:
+    stage = replace(STAGE, iterations=100, frequency=0.02, luma=0.5)
+    told = train(replace(RECIPE, stages=(stage,), evaluate_every=10), tiles, tmp_path)
+    scores = [progress.scores["held out"] for progress in told if progress.scores]
+    assert scores[-1] > scores[0] + 0.05
+
+
+def test_x4_starts_from_the_body_of_x2(tiles: Path, tmp_path: Path) -> None:
+    train(RECIPE, tiles, tmp_path / "x2")
+    recipe = replace(RECIPE, scale=4, start=str(tmp_path / "x2" / "model.safetensors"))
+    training = Training(recipe, tiles, tmp_path / "x4", device="cpu")
+    x2, x4 = body_of_file(tmp_path / "x2"), training.network.state_dict()
+    shared = [name for name in x4 if name.startswith(("layers.", "conv_first."))]
+    assert shared
+    for name in shared:
+        torch.testing.assert_close(x4[name], x2[name])
+    with pytest.raises(ModelError, match="none of its blocks has the shape"):
+        Training(replace(recipe, network=replace(TINY, embed_dim=16)), tiles, tmp_path / "other", device="cpu")
+
+
+def body_of_file(folder: Path) -> dict[str, torch.Tensor]:
+    model = load_model(folder / "model.safetensors")
+    assert model.network is not None
+    assert model.config is not None
+    return body_of(model.network.state_dict(), model.config)
+
+
+def test_folding_the_scale_changes_no_pixel() -> None:
+    network = HAT(TINY.hat_config(2)).eval()
+    folded = HAT(replace(TINY.hat_config(2), conv_scale=0.01)).eval()
+    folded.load_state_dict(fold_conv_scale(network.state_dict(), network.config))
+    frame = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(network(frame), folded(frame), rtol=0, atol=1e-5)
+
+
+def test_a_teacher_teaches(tiles: Path, tmp_path: Path) -> None:
+    train(RECIPE, tiles, tmp_path / "teacher")
+    teacher = str(tmp_path / "teacher" / "model.safetensors")
+    taught = replace(
+        RECIPE, teacher=teacher, teacher_share=1.0, stages=(replace(STAGE, iterations=40),), precision="fp32"
+    )
+    told = train(replace(taught, evaluate_every=5), tiles, tmp_path / "pupil")
+    losses = [progress.loss for progress in told if progress.scores]
+    assert losses[-1] < losses[0]
+    with pytest.raises(ModelError, match="is x2; must be x4"):
+        Training(replace(taught, scale=4), tiles, tmp_path / "x4", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["cnn", "compact", "rcan"])
+def test_networks_to_compare_with(kind: str, tiles: Path, tmp_path: Path) -> None:
+    network = NetworkShape(kind=kind, embed_dim=8, depths=(2,), squeeze_factor=4)  # type: ignore[arg-type]
+    train(replace(RECIPE, network=network), tiles, tmp_path)
+    with pytest.raises(ModelError):
+        load_model(tmp_path / "model.safetensors")
+
+
+def test_the_plain_network_starts_as_bicubic() -> None:
+    from hat_video.model.resample import enlarge
+
+    frame = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(CNN(2, 8, 3)(frame), enlarge(frame, 2, "bicubic"))
+
+
+@pytest.mark.parametrize("without", [("cab",), ("ocab",), ("cab", "ocab")])
+def test_ablations_train(without: tuple[str, ...], tiles: Path, tmp_path: Path) -> None:
+    network = replace(TINY, without=without)
+    told = train(replace(RECIPE, network=network), tiles, tmp_path)  # type: ignore[arg-type]
+    assert np.isfinite(told[-1].loss)
+    names = weights(tmp_path).keys()
+    assert any("conv_block" in name for name in names) is ("cab" not in without)
+    assert any("overlap_attn" in name for name in names) is ("ocab" not in without)
+
+
+def test_compressed_shots_train(tiles: Path, tmp_path: Path) -> None:
+    stage = replace(STAGE, iterations=3, batch=8, patch=32)
+    told = train(replace(RECIPE, degradation="video", stages=(stage,), evaluate_every=3), tiles, tmp_path)
+    assert np.isfinite(told[-1].scores["held out"])
+
+
+def test_cancelled_goes_on(tiles: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    training = Training(RECIPE, tiles, tmp_path, device="cpu", threads=1)
+    with pytest.raises(CancelledError, match="saved at iteration 1;"):
+        training.run(on_progress=lambda _: None, cancel=stop)
+    assert Training(RECIPE, tiles, tmp_path, device="cpu", threads=1).iteration == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = 'a'\nscale = 2", "stages.*field required"),
+        ("name = 'a'\nscale = 5\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3", "must be 1, 2, 3 or 4"),
+        ("name = 'a'\nscale = 2\nsped = 2\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3", "sped = 2"),
+        ("name = 'a'\nscale = 2\n[[stages]]\nname = 's'\niterations = 0\nrate = 1e-3", "iterations = 0.*above 0"),
+        (
+            "name = 'a'\nscale = 2\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3\npatch = 200",
+            "at most 128 at x2",
+        ),
+        ("name = 'a'\nscale = 2\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3\npatch = 20", "multiple of 8"),
+        ("name = ", "not a TOML file"),
+    ],
+)
+def test_bad_recipes(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(OptionError, match=message):
+        load_recipe(path)
+
+
+def test_values_can_be_changed_from_the_command_line() -> None:
+    recipe = load_recipe("smoke", read_changes(["network.embed_dim=16", "stages.1.rate = 0.5", "name=other"]))
+    assert (recipe.network.embed_dim, recipe.stages[1].rate, recipe.name) == (16, 0.5, "other")
+    for word, message in (("rate", "KEY=VALUE"), ("stages.7.rate=1", "'7' must be 0 to 1"), ("colour=1", "colour = 1")):
+        with pytest.raises(OptionError, match=message):
+            load_recipe("smoke", read_changes([word]))
