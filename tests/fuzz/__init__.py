@@ -1,0 +1,1 @@
+"""Damaged containers by the thousand: never a hang, a crash, a traceback or a silent loss."""
