@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hat_video.frames import ColorInfo, PixelFormat
 
-__all__ = ["from_rgb", "to_rgb"]
+__all__ = ["alpha_from_unit", "alpha_to_unit", "from_rgb", "to_rgb"]
 
 _LUMA_WEIGHTS = {
     1: (0.2126, 0.0722),  # BT.709
@@ -34,7 +34,7 @@ def to_rgb(planes: Sequence[Tensor], pixel_format: PixelFormat, color: ColorInfo
     """Planes of code values to R'G'B'.
 
     Args:
-        planes: (N, h, w) uint8 or uint16, in the order and of the sizes that `pixel_format` says.
+        planes: (N, h, w) uint8 or uint16, in the order and of the sizes that `pixel_format` says; alpha is left alone.
         pixel_format: what the planes are.
         color: what the code values mean.
 
@@ -51,7 +51,7 @@ def to_rgb(planes: Sequence[Tensor], pixel_format: PixelFormat, color: ColorInfo
         gray = luma.sub_(offset).mul_(1 / scale)
         return gray[:, None].repeat(1, 3, 1, 1)
     if pixel_format.kind == "rgb":
-        green, blue, red = ((plane.float() - offset) / scale for plane in planes)
+        green, blue, red = ((plane.float() - offset) / scale for plane in planes[:3])
         return torch.stack([red, green, blue], dim=1)
     size = (luma.shape[1], luma.shape[2])
     yuv = torch.empty(luma.shape[0], 3, *size, device=luma.device)
@@ -71,7 +71,8 @@ def from_rgb(rgb: Tensor, pixel_format: PixelFormat, color: ColorInfo) -> tuple[
         color: what their code values shall mean.
 
     Returns:
-        (N, h, w) uint8 or uint16 planes on the device of `rgb`, clamped to 0..2^n-1.
+        (N, h, w) uint8 or uint16 planes on the device of `rgb`, clamped to 0..2^n-1; no alpha plane, which is no
+        colour: see `alpha_from_unit`.
 
     Raises:
         ValueError: as for `to_rgb`.
@@ -87,6 +88,18 @@ def from_rgb(rgb: Tensor, pixel_format: PixelFormat, color: ColorInfo) -> tuple[
     yuv = _mix(rgb, matrix, bias)
     chroma = _downsample(yuv[:, 1:], pixel_format, color)
     return (_quantize(yuv[:, 0], pixel_format), *(_quantize(chroma[:, k], pixel_format) for k in (0, 1)))
+
+
+def alpha_to_unit(planes: Sequence[Tensor], pixel_format: PixelFormat) -> Tensor | None:
+    """The alpha plane as (N, 1, H, W) float32: 0 is transparent, 1 opaque. None where the format has no alpha."""
+    if not pixel_format.has_alpha:
+        return None
+    return planes[-1].float()[:, None] / ((1 << pixel_format.bit_depth) - 1)
+
+
+def alpha_from_unit(alpha: Tensor, pixel_format: PixelFormat) -> Tensor:
+    """(N, 1, H, W) alpha in [0, 1] to the (N, H, W) uint8 or uint16 plane of `pixel_format`, rounded to the nearest."""
+    return _quantize(alpha[:, 0] * ((1 << pixel_format.bit_depth) - 1), pixel_format)
 
 
 def _luma_range(pixel_format: PixelFormat, color: ColorInfo) -> tuple[float, float]:

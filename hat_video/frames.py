@@ -9,47 +9,63 @@ from typing import Literal
 
 import torch
 
-__all__ = ["ColorInfo", "FrameBatch", "PixelFormat", "Siting", "VideoInfo"]
+__all__ = [
+    "ColorInfo",
+    "ContentLight",
+    "FrameBatch",
+    "HdrInfo",
+    "MasteringDisplay",
+    "PixelFormat",
+    "Siting",
+    "VideoInfo",
+]
 
 Siting = Literal["left", "center", "topleft"]
 
-_PLANAR = re.compile(r"(?P<kind>yuvj?|gbrp|gray)(?P<chroma>\d{3})?p?(?P<depth>\d{1,2})?(?:le)?")
+_PLANAR = re.compile(r"(?P<kind>yuv[aj]?|gbra?p|gray)(?P<chroma>\d{3})?p?(?P<depth>\d{1,2})?(?:le)?")
 _SUBSAMPLING = {"444": (0, 0), "422": (1, 0), "420": (1, 1), "440": (0, 1), "411": (2, 0), "410": (2, 2)}
 
 
 @dataclass(frozen=True, slots=True)
 class PixelFormat:
-    """A planar pixel format without alpha: the only kind that flows; sources convert others to the nearest of these."""
+    """A planar pixel format: the only kind that flows; sources convert others to the nearest of these."""
 
     name: str
-    """FFmpeg's name, e.g. `yuv420p`, `yuv422p10le`, `gray`, `gbrp`."""
+    """FFmpeg's name, e.g. `yuv420p`, `yuva422p10le`, `gray`, `gbrp`."""
     kind: Literal["yuv", "gray", "rgb"]
-    """Planes are (Y, U, V), (Y,) or, as FFmpeg orders `gbrp`, (G, B, R)."""
+    """Planes are (Y, U, V), (Y,) or, as FFmpeg orders `gbrp`, (G, B, R); then alpha, where there is one."""
     bit_depth: int
     """Bits a sample, 8 to 16; samples above 8 bits sit in the low bits of 16."""
     log2_chroma_w: int = 0
     """Chroma planes are ceil(width / 2**log2_chroma_w) wide."""
     log2_chroma_h: int = 0
     """Chroma planes are ceil(height / 2**log2_chroma_h) high."""
+    has_alpha: bool = False
+    """A last plane says how opaque each pixel is: 0 is transparent, 2^n-1 opaque. It is never subsampled."""
 
     @classmethod
     def parse(cls, name: str) -> PixelFormat:
         """The format that FFmpeg calls `name`.
 
         Raises:
-            ValueError: `name` is not a planar YUV, gray or RGB format without alpha of 8 to 16 bits, little-endian.
+            ValueError: `name` is not a planar YUV, gray or RGB format of 8 to 16 bits, little-endian.
         """
         match = _PLANAR.fullmatch(name)
         if match is not None:
             kind, chroma, depth = match["kind"], match["chroma"], int(match["depth"] or 8)
             if 8 <= depth <= 16 and (depth == 8) != name.endswith("le"):
-                if kind in ("yuv", "yuvj") and chroma in _SUBSAMPLING:
-                    return cls(name, "yuv", depth, *_SUBSAMPLING[chroma])
+                if kind in ("yuv", "yuva", "yuvj") and chroma in _SUBSAMPLING:
+                    return cls(name, "yuv", depth, *_SUBSAMPLING[chroma], has_alpha=kind == "yuva")
                 if kind == "gray" and chroma is None:
                     return cls(name, "gray", depth)
-                if kind == "gbrp" and chroma is None:
-                    return cls(name, "rgb", depth)
-        raise ValueError(f"pixel format {name!r} is not planar YUV, gray or RGB of 8 to 16 bits without alpha")
+                if kind in ("gbrp", "gbrap") and chroma is None:
+                    return cls(name, "rgb", depth, has_alpha=kind == "gbrap")
+        raise ValueError(f"pixel format {name!r} is not planar YUV, gray or RGB of 8 to 16 bits")
+
+    @property
+    def opaque(self) -> PixelFormat:
+        """The same format without its alpha."""
+        return PixelFormat.parse(self.name.replace("yuva", "yuv").replace("gbrap", "gbrp"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,7 +78,7 @@ class PixelFormat:
         if self.kind == "gray":
             return (luma,)
         chroma = (-(-height >> self.log2_chroma_h), -(-width >> self.log2_chroma_w))
-        return (luma, chroma, chroma)
+        return (luma, chroma, chroma, luma) if self.has_alpha else (luma, chroma, chroma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +97,34 @@ class ColorInfo:
     """Where a 4:2:0 or 4:2:2 chroma sample lies among its luma samples."""
     assumed: tuple[str, ...] = ()
     """The names of the fields above that the file left open and the probe settled by rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class MasteringDisplay:
+    """The display that the film was graded on (SMPTE ST 2086). `None`: the file does not say."""
+
+    primaries: tuple[tuple[Fraction, Fraction], ...] | None
+    """CIE 1931 (x, y) of red, green, blue and white, exact."""
+    luminance: tuple[Fraction, Fraction] | None
+    """Darkest and brightest, in candela a square metre, exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContentLight:
+    """How bright the film is (CTA-861.3), in whole candela a square metre; 0 is unknown."""
+
+    max_cll: int
+    """Of the brightest pixel."""
+    max_fall: int
+    """Of the brightest frame, on average."""
+
+
+@dataclass(frozen=True, slots=True)
+class HdrInfo:
+    """The static HDR metadata of a stream."""
+
+    mastering: MasteringDisplay | None = None
+    content_light: ContentLight | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +148,9 @@ class VideoInfo:
     display_matrix: tuple[int, ...] | None = None
     """The nine fixed-point entries (16.16, last column 2.30) that turn the coded picture upright; None for none."""
     is_interlaced: bool = False
-    """True where the decoder marks frames as interlaced."""
+    """True where frames are woven of two fields, as the decoder or the container marks them."""
+    hdr: HdrInfo | None = None
+    """Mastering display and content light level; None where the file has neither."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:

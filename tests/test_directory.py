@@ -16,7 +16,7 @@ FAST = ("--model", "bicubic", "--scale", "2")
 
 
 def outputs(inputs: list[Path], output: str | Path | None, scale: int = 2) -> list[Path]:
-    return [clip.output for clip in plan_clips(inputs, output, scale)[0]]
+    return [clip.output for clip in plan_clips(inputs, output, f"x{scale}")[0]]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def shelf(tmp_path: Path) -> Path:
 def test_default_names(tmp_path: Path, shelf: Path) -> None:
     assert outputs([shelf / "a.mp4"], None) == [shelf / "a_x2.mp4"]
     assert outputs([shelf / "b.avi"], None, 4) == [shelf / "b_x4.mkv"], "a container that is not written becomes mkv"
-    clips, skipped = plan_clips([shelf], None, 2)
+    clips, skipped = plan_clips([shelf], None, "x2")
     assert [clip.output for clip in clips] == [
         tmp_path / "shelf_x2" / name for name in ("a.mp4", "b.mkv", "deep/c.webm")
     ]
@@ -57,25 +57,25 @@ def test_own_products_are_no_input(shelf: Path) -> None:
     (shelf / ".hat-video" / "a_x2.mp4" / "receipt.json").write_bytes(b"{}")
     (shelf / "a_x2.mp4").write_bytes(b"made before")
     (shelf / ".hat-video" / "seg.mkv").write_bytes(b"x")
-    clips, _ = plan_clips([shelf], inside, 2)
+    clips, _ = plan_clips([shelf], inside, "x2")
     assert [clip.source.name for clip in clips] == ["a.mp4", "b.avi", "c.webm"]
 
 
 def test_refusals(tmp_path: Path, shelf: Path) -> None:
     (shelf / "b.mkv").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"b\.(avi|mkv) and .*b\.(avi|mkv) would both become"):
-        plan_clips([shelf], None, 2)
+        plan_clips([shelf], None, "x2")
     with pytest.raises(SourceError, match="no such file"):
-        plan_clips([tmp_path / "missing.mp4"], None, 2)
+        plan_clips([tmp_path / "missing.mp4"], None, "x2")
     with pytest.raises(OutputError, match="the input folder itself"):
-        plan_clips([shelf], shelf, 2)
+        plan_clips([shelf], shelf, "x2")
     with pytest.raises(OutputError, match="-o must be a directory"):
-        plan_clips([shelf], shelf / "a.mp4", 2)
+        plan_clips([shelf], shelf / "a.mp4", "x2")
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "readme.txt").write_bytes(b"x")
     with pytest.raises(SourceError, match="no video in this directory; 1 other"):
-        plan_clips([empty], None, 2)
+        plan_clips([empty], None, "x2")
 
 
 def test_a_bad_clip_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def test_imports_point_down(path: Path) -> None:
 
 def test_only_the_cli_prints() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.name != "cli.py":
+        if path.parent.name != "cli":
             tree = ast.parse(path.read_text(encoding="utf-8"))
             calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
             assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls), path
@@ -72,7 +72,7 @@ def test_import_needs_no_optional_package() -> None:
     code = (
         "import sys; import hat_video, hat_video.cli;"
         "unwanted = ('nvidia.dali', 'openvino', 'ray', 'ffmpeg', 'PIL', 'spandrel', 'torchvision',"
-        "            'matplotlib', 'resvg_py');"
+        "            'matplotlib', 'resvg_py', 'pyvips');"
         "bad = [name for name in unwanted if name in sys.modules];"
         "sys.exit(str(bad) if bad else 0)"
     )

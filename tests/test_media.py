@@ -7,6 +7,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -65,6 +66,26 @@ def test_identity_is_the_packets_not_the_name(tmp_path: Path) -> None:
     assert probe(clip).digest != digest
 
 
+def test_the_same_packets_with_other_tags_are_another_source(tmp_path: Path) -> None:
+    def rewritten(name: str, **changes: Any) -> str:
+        with av.open(str(clip)) as inp, av.open(str(tmp_path / name), "w") as out:
+            stream = out.add_stream_from_template(inp.streams.video[0])
+            stream.time_base = inp.streams.video[0].time_base
+            out.metadata.update(changes.get("tags", {}))
+            stream.codec_context.color_range = changes.get("color_range", 1)
+            for packet in inp.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+        return probe(tmp_path / name).digest
+
+    clip = make_clip(tmp_path / "a.mkv", codec="ffv1", bframes=0, audio=())
+    plain = rewritten("b.mkv")
+    assert rewritten("c.mkv") == plain
+    assert rewritten("d.mkv", tags={"title": "Another"}) != plain
+    assert rewritten("e.mkv", color_range=2) != plain
+
+
 def test_streams_in_matroska(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "a.mkv", audio=["aac", "ac3"], subtitles=True, chapters=True, font=True)
     assert [stream.kind for stream in probe(clip).streams] == ["video", "audio", "audio", "subtitle", "attachment"]
@@ -121,12 +142,13 @@ def test_batches_are_counted_from_the_start_of_the_range(tmp_path: Path) -> None
         ("p010le", "yuv420p10le"),
         ("yuyv422", "yuv422p"),
         ("rgb24", "gbrp"),
-        ("bgra", "gbrp"),
-        ("pal8", "gbrp"),
+        ("bgra", "gbrap"),
+        ("pal8", "gbrap"),
         ("rgb48be", "gbrp16le"),
-        ("yuva444p12le", "yuv444p12le"),
+        ("yuva444p12le", "yuva444p12le"),
         ("gray16be", "gray16le"),
-        ("ya8", "gray"),
+        ("ya8", "gbrap"),
+        ("ya16be", "gbrap16le"),
         ("yuv420p10be", "yuv420p10le"),
         ("yuvj420p", "yuvj420p"),
     ],

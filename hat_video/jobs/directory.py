@@ -9,11 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hat_video.errors import CancelledError, HatVideoError, OutputError, SourceError, UsageError
+from hat_video.jobs.choices import load_chosen_model, output_label
+from hat_video.jobs.estimate import Estimate
 from hat_video.jobs.file import default_output, upscale_file
 from hat_video.jobs.options import UpscaleOptions
-from hat_video.jobs.plan import CONTAINERS, load_chosen_model
+from hat_video.jobs.plan import CONTAINERS
 from hat_video.jobs.report import FileReport, Progress
 from hat_video.jobs.workspace import WORK_FOLDER, has_receipt
+from hat_video.media.sequence import is_sequence
+from hat_video.model.zoo import Model
 
 __all__ = ["Clip", "DirectoryReport", "plan_clips", "upscale_clips", "upscale_directory"]
 
@@ -48,14 +52,14 @@ class DirectoryReport:
 
 
 def plan_clips(
-    inputs: Sequence[Path], output: str | os.PathLike[str] | None, scale: int
+    inputs: Sequence[Path], output: str | os.PathLike[str] | None, label: str
 ) -> tuple[list[Clip], list[Path]]:
     """Finds the clips among files and directories, and names what they become.
 
     Args:
         inputs: files and directories; directories are searched through.
         output: a file, or a directory if it is one, ends in `/`, or there is more than one clip.
-        scale: goes into the default names.
+        label: goes into the default names: `x2`.
 
     Returns:
         The clips, and the files that were passed over because they are not video.
@@ -75,7 +79,7 @@ def plan_clips(
     skipped: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            folder = path.resolve().with_name(f"{path.resolve().name}_x{scale}") if target is None else target
+            folder = path.resolve().with_name(f"{path.resolve().name}_{label}") if target is None else target
             if target is not None and len(inputs) > 1:
                 folder = target / path.resolve().name
             if folder.resolve() == path.resolve():
@@ -86,12 +90,12 @@ def plan_clips(
             if not found:
                 raise SourceError(f"{path}: no video in this directory; {len(skipped)} other files were passed over")
             clips += found
-        elif not path.exists():
+        elif not path.exists() and not is_sequence(path):
             raise SourceError(f"{path}: no such file or directory")
         elif target is not None and not is_folder:
             clips.append(Clip(path, target))
         else:
-            name = default_output(path, scale)
+            name = default_output(path, label)
             clips.append(Clip(path, name if target is None else target / name.name))
     _refuse_collisions(clips)
     return clips, skipped
@@ -136,6 +140,7 @@ def upscale_clips(
     options: UpscaleOptions | None = None,
     *,
     on_progress: Callable[[Progress], None] | None = None,
+    on_estimate: Callable[[Estimate], None] | None = None,
     on_report: Callable[[FileReport], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> list[FileReport]:
@@ -145,6 +150,7 @@ def upscale_clips(
         clips: what to do, for instance from `plan_clips`.
         options: the choices, the same for all.
         on_progress: as for `upscale_file`; `clip` and `clips` say which one.
+        on_estimate: as for `upscale_file`; of the clip at work.
         on_report: called after each clip.
         cancel: set it from another thread to stop.
 
@@ -153,7 +159,9 @@ def upscale_clips(
         ModelError, UsageError: the model cannot be had; no clip could succeed.
     """
     options = options or UpscaleOptions()
-    model = load_chosen_model(options)
+    model: Model | None = load_chosen_model(options)
+    if options.size is not None and options.scale is None:
+        model = None  # each clip may need another scale
     reports: list[FileReport] = []
     for number, clip in enumerate(clips, 1):
 
@@ -162,7 +170,15 @@ def upscale_clips(
                 on_progress(replace(progress, clip=number, clips=len(clips)))
 
         try:
-            report = upscale_file(clip.source, clip.output, options, on_progress=tell, cancel=cancel, model=model)
+            report = upscale_file(
+                clip.source,
+                clip.output,
+                options,
+                on_progress=tell,
+                on_estimate=on_estimate,
+                cancel=cancel,
+                model=model,
+            )
         except CancelledError:
             raise
         except HatVideoError as error:
@@ -186,7 +202,7 @@ def upscale_directory(
 
     Args:
         source: the directory.
-        output: the directory to make; `<source>_x<scale>` beside it if None.
+        output: the directory to make; `<source>_x2` beside it, or what else `options` make of it, if None.
         options, on_progress, on_report, cancel: as for `upscale_clips`.
 
     Raises:
@@ -197,7 +213,7 @@ def upscale_directory(
     folder = Path(source)
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such directory")
-    clips, skipped = plan_clips([folder], output, load_chosen_model(options).scale)
+    clips, skipped = plan_clips([folder], output, output_label(options))
     return DirectoryReport(
         upscale_clips(clips, options, on_progress=on_progress, on_report=on_report, cancel=cancel), skipped
     )

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,21 +26,29 @@ from hat_video.errors import (
     StrictError,
     VerifyError,
 )
+from hat_video.frames import FrameBatch
+from hat_video.jobs.choices import output_label
 from hat_video.jobs.engines import LocalEngine
+from hat_video.jobs.estimate import Estimate, Trial
 from hat_video.jobs.options import UpscaleOptions
-from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, cpu_count, load_chosen_model, plan_file
+from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, cpu_count, plan_file
 from hat_video.jobs.report import FileReport, Progress, Stage
+from hat_video.jobs.sequence import as_film
 from hat_video.jobs.work import SegmentRecord, Worker, read_record, write_atomically
 from hat_video.jobs.workspace import (
     WORK_FOLDER,
     Receipt,
+    discard,
     locked,
     made_folder,
     read_receipt,
     remove_empty,
+    sweep,
     write_receipt,
 )
 from hat_video.media.mux import SegmentFile, join
+from hat_video.media.probe import Probe, probe
+from hat_video.media.sequence import is_sequence, plain_name
 from hat_video.media.verify import verify
 from hat_video.model.zoo import Model
 
@@ -48,12 +56,14 @@ __all__ = ["default_output", "upscale_file"]
 
 # Bits a pixel: generous for what the default quality needs, and for what lossless coding needs.
 _BITS_LOSSY, _BITS_LOSSLESS = 0.3, 8.0
+_PART = ".part"
 
 
-def default_output(source: Path, scale: int) -> Path:
-    """`<stem>_x<scale><suffix>` beside the source; `.mkv` where the source's own container cannot be written."""
+def default_output(source: Path, label: str) -> Path:
+    """`<stem>_<label><suffix>` beside the source; `.mkv` where the source's own container cannot be written."""
     suffix = source.suffix if source.suffix.lower() in CONTAINERS else ".mkv"
-    return source.with_name(f"{source.stem}_x{scale}{suffix}")
+    stem = plain_name(source) if is_sequence(source) else source.stem
+    return source.with_name(f"{stem}_{label}{suffix}")
 
 
 def upscale_file(
@@ -62,8 +72,10 @@ def upscale_file(
     options: UpscaleOptions | None = None,
     *,
     on_progress: Callable[[Progress], None] | None = None,
+    on_estimate: Callable[[Estimate], None] | None = None,
     cancel: threading.Event | None = None,
     model: Model | None = None,
+    found: Probe | None = None,
 ) -> FileReport:
     """Upscales one clip, goes on where an earlier run of the same request was cut off, and proves the result.
 
@@ -72,8 +84,10 @@ def upscale_file(
         output: the file to make; `default_output` if None.
         options: the choices; the defaults if None.
         on_progress: called from this thread, at most a few times a second.
+        on_estimate: called once in the first seconds of a run that will take more than a minute.
         cancel: set it from another thread to stop; what is committed is kept.
         model: the model that `options` choose, where the caller has loaded it already.
+        found: the probe of the source, where the caller has it already.
 
     Returns:
         The report, with status `done`, or `already done` where a matching receipt lies beside the output.
@@ -84,11 +98,11 @@ def upscale_file(
     options = options or UpscaleOptions()
     source_path = Path(source)
     if output is None:
-        model = model or load_chosen_model(options)
-        output = default_output(source_path, model.scale)
-    run = _Run(source_path, Path(output), options, on_progress, cancel or threading.Event())
-    with made_folder(run.output.parent):
-        return run.upscale(model)
+        output = default_output(source_path, output_label(options, model))
+    target = Path(output)
+    with made_folder(target.parent), as_film(source_path, target, options) as film:
+        run = _Run(film, target, options, on_progress, on_estimate, cancel or threading.Event())
+        return replace(run.upscale(model, found), source=source_path)
 
 
 class _Run:
@@ -100,10 +114,12 @@ class _Run:
         output: Path,
         options: UpscaleOptions,
         on_progress: Callable[[Progress], None] | None,
+        on_estimate: Callable[[Estimate], None] | None,
         stop: threading.Event,
     ) -> None:
         self.source, self.output, self.options, self.stop = source, output, options, stop
-        self._on_progress = on_progress
+        self._on_progress, self._on_estimate = on_progress, on_estimate
+        self._trial: Trial | None = None
         self._frames_done = self._frames_total = self._frames_reused = 0
         self._began = time.perf_counter()
         self._work_began = self._began
@@ -111,11 +127,12 @@ class _Run:
         self._seconds: dict[str, float] = {}
         self._notes: list[str] = []
 
-    def upscale(self, model: Model | None) -> FileReport:
+    def upscale(self, model: Model | None, found: Probe | None) -> FileReport:
         self._check_names()
         self._tell("plan", force=True)
+        self._planned_stamp = self._stamp()
         with self._clock("plan"):
-            plan = plan_file(self.source, self.output, self.options, model)
+            plan = plan_file(self.source, self.output, self.options, model, found)
         manifest = plan.manifest
         self._notes.extend(manifest.notes)
         self._frames_total = len(manifest.index.pts)
@@ -124,7 +141,8 @@ class _Run:
         receipt = read_receipt(self.output)
         if self.output.exists():
             if receipt is not None and receipt.key == manifest.key and receipt.is_of(self.output):
-                shutil.rmtree(folder, ignore_errors=True)
+                discard(folder)
+                sweep(base)
                 remove_empty(base)
                 return self._report(
                     "already done", plan, [], frames=receipt.frames, reused=0, verification=receipt.verification
@@ -133,17 +151,23 @@ class _Run:
                 raise OutputError(
                     f"{self.output}: exists, and these settings did not make it; use --overwrite or another -o"
                 )
-        self._check_space(manifest)
+        self._check_space(plan)
         self._note_other_recipes(base, manifest)
         with self._work_folder(folder, base):
             return self._make(plan, folder)
 
     def _check_names(self) -> None:
         output = self.output
-        if output.is_dir():
-            raise OutputError(f"{output}: is a directory; give a file, or end the name in / for a directory")
-        if output.exists() and self.source.exists() and output.samefile(self.source):
-            raise OutputError(f"{output}: is the input itself; give another -o")
+        try:
+            output.with_name(output.name + _PART).exists()
+            if output.is_dir():
+                raise OutputError(f"{output}: is a directory; give a file, or end the name in / for a directory")
+            if output.exists() and self.source.exists() and output.samefile(self.source):
+                raise OutputError(f"{output}: is the input itself; give another -o")
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"{output}: cannot be written: {error.strerror or error}; give another -o") from None
         for place in {output.parent, self.options.work_dir or output.parent}:
             try:
                 place.mkdir(parents=True, exist_ok=True)
@@ -152,12 +176,14 @@ class _Run:
             except OSError as error:
                 raise OutputError(f"{place}: cannot be written to: {error.strerror or error}") from None
 
-    def _check_space(self, manifest: Manifest) -> None:
+    def _check_space(self, plan: Plan) -> None:
+        manifest = plan.manifest
         encoder, video = manifest.recipe.encoder, manifest.video
         bits = _BITS_LOSSLESS if encoder.crf == 0 or encoder.name in ("ffv1", "prores_ks") else _BITS_LOSSY
         film = int(video.width * video.height * len(manifest.index.pts) * bits / 8)
         # Segments and the joined film exist side by side until the proof; the other streams only in the film.
-        needed = 2 * film + self.source.stat().st_size
+        share = len(manifest.index.pts) / len(plan.probe.index.pts)
+        needed = 2 * film + int(share * self.source.stat().st_size)
         free = shutil.disk_usage(self.output.parent).free
         if free < needed:
             raise OutputError(
@@ -187,13 +213,14 @@ class _Run:
                 folder.mkdir(parents=True, exist_ok=True)
                 for left_over in folder.glob(".tmp-*"):
                     left_over.unlink()
+                sweep(base)
             except OSError as error:
                 raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from None
             try:
                 yield
             finally:
                 if not any(folder.glob("seg-*.json")):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    discard(folder)
                 remove_empty(base)
 
     def _make(self, plan: Plan, folder: Path) -> FileReport:
@@ -221,14 +248,18 @@ class _Run:
         self._work_began = time.perf_counter()
         self._tell("work", force=True)
         if to_do:
-            with Worker(
+            jobs = self.options.jobs or cpu_count()
+            worker = Worker(
                 manifest,
                 folder,
                 upscaler=plan.upscaler,
-                jobs=self.options.jobs or cpu_count(),
+                jobs=jobs,
                 stop=self.stop,
-                on_frames=self._count,
-            ) as worker:
+                on_batch=self._count,
+                found=plan.probe,
+            )
+            trial = Trial(manifest, plan.probe, folder, in_flight=jobs, to_do=to_do, began=self._began)
+            with worker, trial as self._trial:
                 for record in LocalEngine(worker).map(to_do):
                     records[record.id] = record
         return [records[segment.id] for segment in manifest.segments], reused
@@ -240,7 +271,7 @@ class _Run:
         made = sorted(pts for record in records for pts in record.pts)
         self._note_damage(manifest, lost, corrupt, made)
         durations = {pts: manifest.index.duration_of(i) for i, pts in enumerate(manifest.index.pts)}
-        part = self.output.with_name(self.output.name + ".part")
+        part = self.output.with_name(self.output.name + _PART)
         try:
             self._tell("join", force=True)
             with self._clock("join"):
@@ -252,6 +283,7 @@ class _Run:
                     streams=manifest.streams,
                     video=manifest.video,
                     durations=durations,
+                    span=manifest.recipe.span,
                     should_stop=self.stop.is_set,
                 )
             self._notes.extend(facts.notes)
@@ -267,9 +299,17 @@ class _Run:
                     segment_starts=[segment.start_pts for segment in manifest.segments],
                     lost=lost,
                     corrupt=corrupt,
+                    span=manifest.recipe.span,
+                    is_full=self.options.verify == "full",
+                    hashes={
+                        pts: mark
+                        for record in records
+                        for pts, mark in zip(sorted(record.pts), record.hashes, strict=False)
+                    },
                 )
                 if not verdict.is_ok:
                     raise VerifyError(f"{self.output}: {verdict.line}; not finished, the work is kept in {folder}")
+            self._check_source(plan)
             if self.stop.is_set():
                 raise CancelledError("stopped")
             frames = self._frames(manifest, records)
@@ -278,7 +318,7 @@ class _Run:
             part.unlink(missing_ok=True)
             raise
         if not self.options.keep_work:
-            shutil.rmtree(folder, ignore_errors=True)
+            discard(folder)
         self._tell("done", force=True)
         return self._report(
             "done",
@@ -289,6 +329,21 @@ class _Run:
             verification=verdict.line,
             checked=dict(verdict.checked),
         )
+
+    def _check_source(self, plan: Plan) -> None:
+        """The pictures were read first, the sound last: both must be of the file that was planned."""
+        if self._stamp() == self._planned_stamp:
+            return
+        if not self.source.exists() or probe(self.source, self.options.limits()).digest != plan.manifest.digest:
+            raise VerifyError(f"{self.source}: was changed while it was read; run again for what it is now")
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What tells one state of the source's file from another; None where there is none."""
+        try:
+            stat = self.source.stat()
+        except OSError:
+            return None
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _note_damage(self, manifest: Manifest, lost: list[int], corrupt: list[int], made: list[int]) -> None:
         if not made:
@@ -366,9 +421,13 @@ class _Run:
         finally:
             self._seconds[name] = time.perf_counter() - began
 
-    def _count(self, frames: int) -> None:
-        self._frames_done += frames
+    def _count(self, batch: FrameBatch) -> None:
+        self._frames_done += len(batch)
         self._tell("work")
+        if self._on_estimate is not None and self._trial is not None:
+            estimate = self._trial.feed(batch)
+            if estimate is not None:
+                self._on_estimate(estimate)
 
     def _tell(self, stage: Stage, *, force: bool = False) -> None:
         now = time.perf_counter()

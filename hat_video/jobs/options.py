@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from hat_video.errors import OptionError
+from hat_video.jobs.size import parse_size
+from hat_video.media.opening import Limits
+from hat_video.media.sequence import parse_rate
 from hat_video.presets import read_preset
 
-__all__ = ["UpscaleOptions", "load_config"]
+__all__ = ["UpscaleOptions", "load_config", "parse_time"]
+
+_TIME = re.compile(r"(?:(?:([0-9]{1,3}):)?([0-9]{1,3}):)?([0-9]{1,9}(?:\.[0-9]{1,12})?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,12 @@ class UpscaleOptions:
         str | None, "a model's name (hat-video models lists them) or a HAT checkpoint; default: hat-nano"
     ] = None
     scale: Annotated[Literal[1, 2, 3, 4] | None, "times wider and higher; default: the model's own, else 2"] = None
+    size: Annotated[
+        str | None, "1080p, 1440p, 4k, 8k, or WxH to fit into: reached by the network and a last Lanczos resample"
+    ] = None
+    start: Annotated[str | None, "first moment: seconds or HH:MM:SS.mmm, from the clip's beginning"] = None
+    duration: Annotated[str | None, "seconds or HH:MM:SS.mmm from there; default: to the end"] = None
+    rate: Annotated[str | None, "frames a second of a sequence of pictures (frame_%04d.png): 24, 23.976"] = None
     device: Annotated[str, "auto, cpu, cuda or cuda:N"] = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], "the network's arithmetic; auto: the fastest safe one"
@@ -41,6 +54,16 @@ class UpscaleOptions:
     encoder_option: Annotated[
         tuple[str, ...], "KEY=VALUE for the encoder, can be repeated; an unknown key is an error"
     ] = ()
+    pixel_format: Annotated[
+        str, "FFmpeg's name of a format that the encoder has; auto: depth and chroma as in the source"
+    ] = "auto"
+    alpha: Annotated[Literal["auto", "drop"], "transparency; auto: kept, or an error that says which encoder can"] = (
+        "auto"
+    )
+    deinterlace: Annotated[
+        Literal["auto", "off", "frame", "field"],
+        "by bwdif, one frame of every frame or of every field; auto: frame where frames are marked as interlaced",
+    ] = "auto"
     tile: Annotated[int | None, "side of a tile in source pixels; default: whole frames where they fit in memory"] = (
         None
     )
@@ -50,6 +73,13 @@ class UpscaleOptions:
     work_dir: Annotated[Path | None, "where segments are kept meanwhile; default: .hat-video beside the output"] = None
     keep_work: Annotated[bool, "keep the segments after the file is finished"] = False
     overwrite: Annotated[bool, "replace an output that these settings did not make"] = False
+    verify: Annotated[
+        Literal["quick", "full"],
+        "full: also decode every frame, and compare it with what was encoded or with the source",
+    ] = "quick"
+    max_pixels: Annotated[int, "largest frame of a source, in pixels; larger ones are refused"] = Limits.pixels
+    max_streams: Annotated[int, "most streams of a source"] = Limits.streams
+    max_frames: Annotated[int, "most frames of a source"] = Limits.frames
     strict: Annotated[bool, "fail rather than lose anything: a frame, a stream, the end of a truncated file"] = False
 
     def __post_init__(self) -> None:
@@ -59,13 +89,47 @@ class UpscaleOptions:
                 raise OptionError(f"--{name} {value}: must be {lowest} or more")
         if not self.segment > 0 or self.segment == float("inf"):
             raise OptionError(f"--segment {self.segment:g}: must be a number of seconds above 0; 10 is the default")
+        if self.size is not None:
+            parse_size(self.size)
+        for name in ("start", "duration"):
+            parse_time(getattr(self, name), f"--{name}", is_above_zero=name == "duration")
+        if self.rate is not None:
+            parse_rate(self.rate)
+        self.limits()
         for item in self.encoder_option:
             if "=" not in item or item.startswith("="):
                 raise OptionError(f"--encoder-option {item!r}: must be KEY=VALUE, for instance tune=film")
 
+    def limits(self) -> Limits:
+        """What a source may ask of this machine."""
+        return Limits(self.max_pixels, self.max_streams, self.max_frames)
+
     def encoder_options(self) -> dict[str, str]:
         """`encoder_option` as a mapping."""
         return dict(item.split("=", 1) for item in self.encoder_option)
+
+
+def parse_time(text: str | None, name: str, *, is_above_zero: bool = False) -> Fraction | None:
+    """A time as people write it, `90`, `90.5`, `1:30` or `00:01:30.500`, in seconds, exact; None for None.
+
+    Args:
+        text: what was written.
+        name: the option's, for the error.
+        is_above_zero: zero is refused, too.
+
+    Raises:
+        OptionError: it is no such time.
+    """
+    if text is None:
+        return None
+    match = _TIME.fullmatch(text.strip())
+    # 61 seconds are 61; but 1:61 is a slip.
+    if match is None or (match[2] and Fraction(match[3]) >= 60) or (match[1] and int(match[2]) >= 60):
+        raise OptionError(f"{name} {text}: must be seconds or HH:MM:SS.mmm, for instance 90.5 or 00:01:30.500")
+    seconds = 3600 * int(match[1] or 0) + 60 * int(match[2] or 0) + Fraction(match[3])
+    if is_above_zero and not seconds:
+        raise OptionError(f"{name} {text}: must be more than 0")
+    return seconds
 
 
 def load_config(name_or_path: str | os.PathLike[str], base: UpscaleOptions | None = None) -> UpscaleOptions:

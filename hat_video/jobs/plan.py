@@ -10,7 +10,7 @@ import hashlib
 import os
 import platform
 from bisect import bisect_left
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +22,18 @@ from pydantic import TypeAdapter
 from hat_video.errors import OptionError, StrictError
 from hat_video.frames import VideoInfo
 from hat_video.inference.upscaler import Upscaler
+from hat_video.jobs.choices import load_chosen_model, settle_span, size_notes
 from hat_video.jobs.options import UpscaleOptions
+from hat_video.jobs.size import parse_size, settle_size
+from hat_video.media.deinterlace import prepare, settle_deinterlace
 from hat_video.media.encoder import EncoderSpec, plan_encoder
+from hat_video.media.formats import encoder_losses
+from hat_video.media.losses import tags_that_get_lost
 from hat_video.media.passthrough import StreamPlan, plan_streams
 from hat_video.media.probe import FrameIndex, Probe, probe
 from hat_video.media.source import open_source
-from hat_video.model.zoo import Model, default_model_name, load_model
+from hat_video.media.span import Span
+from hat_video.model.zoo import Model
 
 __all__ = [
     "CONTAINERS",
@@ -37,7 +43,6 @@ __all__ = [
     "Segment",
     "cpu_count",
     "cut_segments",
-    "load_chosen_model",
     "plan_file",
 ]
 
@@ -72,6 +77,10 @@ class Recipe:
     model: str
     model_sha256: str
     scale: int
+    resize: tuple[int, int] | None
+    """(width, height) that a last Lanczos resample makes of what the network gives; None where that is the output."""
+    span: Span | None
+    """The range of the source that is made; None for all of it."""
     device: str
     backend: str
     precision: str
@@ -79,6 +88,8 @@ class Recipe:
     tile: int | None
     batch: int
     decoder: str
+    deinterlace: str
+    """off, frame or field; with `-all` where no frame is marked as interlaced and each is taken to be."""
     segment_seconds: float
     container: str
     encoder: EncoderSpec
@@ -101,6 +112,7 @@ class Manifest:
     video: VideoInfo
     """What the output's video stream will be."""
     index: FrameIndex
+    """Of the frames that are made: in a range, of those alone."""
     streams: tuple[StreamPlan, ...]
     segments: tuple[Segment, ...]
     notes: tuple[str, ...]
@@ -166,7 +178,9 @@ def cut_segments(index: FrameIndex, ticks: int) -> tuple[Segment, ...]:
     )
 
 
-def plan_file(source: Path, output: Path, options: UpscaleOptions, model: Model | None = None) -> Plan:
+def plan_file(
+    source: Path, output: Path, options: UpscaleOptions, model: Model | None = None, found: Probe | None = None
+) -> Plan:
     """Plans one clip; reads the source once and computes no frame.
 
     Args:
@@ -174,6 +188,7 @@ def plan_file(source: Path, output: Path, options: UpscaleOptions, model: Model 
         output: what will be made of it; its suffix says the container.
         options: the choices.
         model: the model that `options` choose, where the caller has loaded it already.
+        found: the probe of the source, where the caller has it already.
 
     Raises:
         SourceError, ModelError, OptionError, UsageError: the request cannot be met.
@@ -184,31 +199,43 @@ def plan_file(source: Path, output: Path, options: UpscaleOptions, model: Model 
         raise OptionError(
             f"{output}: cannot write {output.suffix or 'a file without a suffix'}; use {' '.join(CONTAINERS)}"
         )
-    found = probe(source)
+    found = _prepared(found or probe(source, options.limits()), options)
+    span = settle_span(options, found)
+    index = found.index if span is None else span.cut_index(found.index, found.video.time_base)
+    target = None if options.size is None else settle_size(parse_size(options.size), found.video)
     with open_source(source, decoder=options.decoder, probe=found) as opened:
         decoder = opened.name
-    model = model or load_chosen_model(options)
+    model = model or load_chosen_model(options, None if target is None else target.needed)
     scale = model.scale
+    large = (found.video.width * scale, found.video.height * scale)
+    width, height = large if target is None else (target.width, target.height)
+    shaped = found.video if target is None else replace(found.video, sample_aspect_ratio=Fraction(1))
     spec, video = plan_encoder(
         container,
-        found.video,
-        found.video.width * scale,
-        found.video.height * scale,
+        shaped,
+        width,
+        height,
         name=options.encoder,
         crf=options.crf,
         preset=options.preset,
         options=options.encoder_options(),
+        pixel_format=options.pixel_format,
         threads=_ENCODER_THREADS,
     )
+    losses = encoder_losses(shaped, video, spec.name, options.pixel_format)
     streams = plan_streams(source, container, video_index=found.stream_index)
     if options.strict:
-        _refuse_losses(found, streams)
+        tags = tags_that_get_lost(source, container)
+        dropped = [f"{container} does not keep the tags {', '.join(tags)}"] if tags else []
+        _refuse_losses(found, streams, [*losses, *dropped])
     tile = options.tile or _tile_that_fits(model, found.video, options.jobs or cpu_count())
     upscaler = Upscaler(model, device=options.device, precision=options.precision, tile=tile)
     recipe = Recipe(
         model=model.name,
         model_sha256=model.sha256,
         scale=scale,
+        resize=None if (video.width, video.height) == large else (video.width, video.height),
+        span=span,
         device=str(upscaler.device),
         backend="torch",
         precision=upscaler.precision,
@@ -216,12 +243,13 @@ def plan_file(source: Path, output: Path, options: UpscaleOptions, model: Model 
         tile=upscaler.tile,
         batch=options.batch,
         decoder=decoder,
+        deinterlace=found.deinterlace,
         segment_seconds=options.segment,
         container=container,
         encoder=spec,
         versions=_versions(),
     )
-    segments = cut_segments(found.index, max(1, round(Fraction(options.segment) / found.video.time_base)))
+    segments = cut_segments(index, max(1, round(Fraction(options.segment) / found.video.time_base)))
     manifest = Manifest(
         version=_VERSION,
         key=_key(found.digest, recipe, segments),
@@ -230,27 +258,36 @@ def plan_file(source: Path, output: Path, options: UpscaleOptions, model: Model 
         recipe=recipe,
         source_video=found.video,
         video=video,
-        index=found.index,
+        index=index,
         streams=streams,
         segments=segments,
-        notes=found.notes,
+        notes=(*found.notes, *_picture_notes(found), *losses, *size_notes(options, target, model)),
     )
     return Plan(manifest, found, upscaler)
 
 
-def load_chosen_model(options: UpscaleOptions) -> Model:
-    """The model that the options ask for; without a name, the shipped one of the scale.
-
-    Raises:
-        ModelError: unknown, damaged, or not of that scale.
-        UsageError: no model is shipped for that scale.
-    """
-    if options.model is not None:
-        return load_model(options.model, scale=options.scale)
-    return load_model(default_model_name(options.scale or 2), scale=options.scale or 2)
+def _prepared(found: Probe, options: UpscaleOptions) -> Probe:
+    """The source as it is read: progressive, and without alpha where that is not wanted."""
+    if found.deinterlace != "off":
+        return found
+    mode = settle_deinterlace(options.deinterlace, found.video)
+    return prepare(found, deinterlace=mode, has_alpha=found.video.pixel_format.has_alpha and options.alpha != "drop")
 
 
-def _refuse_losses(found: Probe, streams: tuple[StreamPlan, ...]) -> None:
+def _picture_notes(found: Probe) -> list[str]:
+    notes = []
+    if found.deinterlace == "off" and found.video.is_interlaced:
+        notes.append("interlaced frames are upscaled as they are (--deinterlace off)")
+    elif found.deinterlace != "off":
+        every = "every frame is taken as interlaced, though none is marked so" if "-all" in found.deinterlace else ""
+        what = "each field becomes a frame" if found.deinterlace.startswith("field") else "each frame stays one"
+        notes.append(f"deinterlaced by bwdif, {what}{'; ' if every else ''}{every}")
+    return notes
+
+
+def _refuse_losses(found: Probe, streams: tuple[StreamPlan, ...], losses: list[str]) -> None:
+    if losses:
+        raise StrictError(f"{found.path}: --strict refuses: {'; '.join(losses)}")
     if found.is_truncated:
         raise StrictError(f"{found.path}: {found.notes[-1]}; --strict refuses a truncated source")
     dropped = [

@@ -20,13 +20,16 @@ from types import TracebackType
 
 from pydantic import TypeAdapter, ValidationError
 
-from hat_video.color import from_rgb, to_rgb
 from hat_video.errors import CancelledError, OutputError, WorkError
 from hat_video.frames import FrameBatch
 from hat_video.inference.double_buffer import Prefetch, map_in_flight
 from hat_video.inference.upscaler import Upscaler
+from hat_video.jobs.picture import upscale_planes
 from hat_video.jobs.plan import Manifest, Segment
+from hat_video.media.deinterlace import prepare
 from hat_video.media.encoder import SegmentFacts, SegmentWriter
+from hat_video.media.full_check import hash_planes, is_lossless
+from hat_video.media.probe import Probe, probe
 from hat_video.media.source import open_source
 
 __all__ = ["SegmentRecord", "Worker", "read_record", "write_atomically"]
@@ -51,6 +54,8 @@ class SegmentRecord:
     """Timestamps of frames that the decoder gave but marked as damaged."""
     redone: int
     """Batches that were computed again one precision safer."""
+    hashes: tuple[str, ...]
+    """`hash_planes` of the frames that a lossless encoder was given, in presentation order; else none."""
     seconds: dict[str, float]
     """decode, model (summed over the frames in flight), encode, wall."""
 
@@ -122,7 +127,8 @@ class Worker:
         upscaler: the network, on the device and in the precision that the manifest names.
         jobs: frames in flight on a CPU, each on one thread.
         stop: shared by all that belongs to the run; once set, `work` raises `CancelledError` soon.
-        on_frames: called with the number of newly encoded frames, from the caller's thread.
+        on_batch: called with each batch that was handed to the encoder, from the caller's thread.
+        found: the probe of the source, where there is one already.
     """
 
     def __init__(
@@ -133,17 +139,21 @@ class Worker:
         upscaler: Upscaler,
         jobs: int,
         stop: threading.Event,
-        on_frames: Callable[[int], None],
+        on_batch: Callable[[FrameBatch], None],
+        found: Probe | None = None,
     ) -> None:
         self._manifest = manifest
         self._folder = folder
         self._upscaler = upscaler
         self._jobs = jobs
         self._stop = stop
-        self._on_frames = on_frames
+        self._on_batch = on_batch
         recipe = manifest.recipe
-        self._source = open_source(manifest.source, decoder=recipe.decoder, batch=recipe.batch)
+        has_alpha = manifest.source_video.pixel_format.has_alpha
+        found = found or prepare(probe(manifest.source), deinterlace=recipe.deinterlace, has_alpha=has_alpha)
+        self._source = open_source(manifest.source, decoder=recipe.decoder, probe=found, batch=recipe.batch)
         self._model_seconds: list[float] = []
+        self._hashes: list[str] = []
 
     def __enter__(self) -> Worker:
         return self
@@ -165,6 +175,7 @@ class Worker:
         self._source.lost.clear()
         self._source.corrupt.clear()
         self._model_seconds = []
+        self._hashes = []
         redone = self._upscaler.redone
         clock = {"decode": 0.0, "encode": 0.0}
         try:
@@ -188,6 +199,7 @@ class Worker:
             lost=tuple(sorted(set(segment.pts) - set(facts.pts if facts else ()))),
             corrupt=tuple(sorted(set(self._source.corrupt))),
             redone=self._upscaler.redone - redone,
+            hashes=tuple(self._hashes),
             seconds={name: round(value, 4) for name, value in seconds.items()},
         )
         write_atomically(self._folder / f"seg-{segment.id:05d}.json", TypeAdapter(SegmentRecord).dump_json(record))
@@ -206,9 +218,11 @@ class Worker:
                 batch: FrameBatch | None = first
                 while batch is not None:
                     began = time.perf_counter()
+                    if is_lossless(self._manifest.recipe.encoder):
+                        self._hashes += (hash_planes([p[i] for p in batch.planes]) for i in range(len(batch)))
                     writer.write(batch)
                     clock["encode"] += time.perf_counter() - began
-                    self._on_frames(len(batch))
+                    self._on_batch(batch)
                     batch = next(upscaled, None)
                 began = time.perf_counter()
                 facts = writer.close()
@@ -218,8 +232,7 @@ class Worker:
     def _upscale(self, batch: FrameBatch) -> FrameBatch:
         began = time.perf_counter()
         manifest = self._manifest
-        rgb = to_rgb(batch.planes, manifest.source_video.pixel_format, manifest.source_video.color)
-        planes = from_rgb(self._upscaler(rgb), manifest.video.pixel_format, manifest.video.color)
+        planes = upscale_planes(batch.planes, manifest.source_video, manifest.video, self._upscaler)
         self._model_seconds.append(time.perf_counter() - began)
         return FrameBatch(planes, batch.pts)
 

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ __all__ = [
     "WORK_FOLDER",
     "Receipt",
     "clean",
+    "discard",
     "has_receipt",
     "locked",
     "made_folder",
     "read_receipt",
     "remove_empty",
+    "sweep",
     "write_receipt",
 ]
 
@@ -144,6 +147,12 @@ def made_folder(folder: Path) -> Iterator[None]:
         raise
 
 
+def sweep(base: Path) -> None:
+    """Removes what a killed `discard` has left."""
+    for doomed in base.glob(".tmp-*"):
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
 def remove_empty(base: Path) -> None:
     """Removes the folder of an output, and the work folder that it is in, where nothing is left in them."""
     for folder in (base, base.parent):
@@ -152,6 +161,16 @@ def remove_empty(base: Path) -> None:
                 folder.rmdir()
             except OSError:
                 return
+
+
+def discard(folder: Path) -> None:
+    """Removes a work folder so that no half of it is ever found: it loses its name first."""
+    doomed = folder.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        folder.rename(doomed)
+    except OSError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def clean(path: str | os.PathLike[str]) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Protocol, cast
 
 import av
@@ -20,6 +21,8 @@ from av.stream import Disposition, Stream
 from av.subtitles.stream import SubtitleStream
 
 from hat_video.errors import SourceError
+from hat_video.media.opening import open_file
+from hat_video.media.span import Span
 
 __all__ = [
     "Carrier",
@@ -31,10 +34,14 @@ __all__ = [
     "clean_metadata",
     "copied_packets",
     "open_input",
+    "readable",
     "sentence_of",
 ]
 
+# Seconds. Subtitle encoders write 2^32 - 1 milliseconds for "until the next one", which MP4 cannot hold as a number.
+_FOREVER, _A_WHILE = 1 << 21, 10
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+_OPUS_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 _MUXER_TAGS = {
     "encoder", "major_brand", "minor_version", "compatible_brands", "handler_name", "vendor_id", "duration", "bps",
     "number_of_frames", "number_of_bytes", "timecode", "creation_time",
@@ -48,10 +55,9 @@ def open_input(path: str | os.PathLike[str]) -> InputContainer:
         SourceError: the file is missing or FFmpeg does not understand it.
     """
     try:
-        # PyAV 19 dropped the argument and always decodes tags leniently.
-        if int(av.__version__.split(".")[0]) < 19:
-            return av.open(os.fspath(path), "r", metadata_errors="surrogateescape")
-        return av.open(os.fspath(path), "r")
+        return open_file(Path(path), tag_errors="surrogateescape")
+    except SourceError:
+        raise
     except (FFmpegError, OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be opened ({sentence_of(error)}); give a video file") from None
 
@@ -65,6 +71,11 @@ def clean_metadata(tags: dict[str, str]) -> dict[str, str]:
         and not key.upper().startswith("_STATISTICS")
         and key.upper().split("-")[0] not in ("BPS", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "DURATION")
     }
+
+
+def readable(text: str) -> str:
+    """A tag as text that can be printed: `open_input` reads it so that bytes which are no UTF-8 reach the output."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def sentence_of(error: BaseException) -> str:
@@ -96,7 +107,11 @@ def add_audio(out: OutputContainer, s: AudioStream, encoder: str) -> AudioStream
     a = cast(AudioStream, out.add_stream(encoder, rate=rate))
     channels = c.layout.nb_channels
     # "2 channels" names no speakers; encoders want to know them.
-    a.codec_context.layout = _LAYOUTS.get(channels, "stereo") if "channels" in c.layout.name else c.layout.name
+    if encoder == "libopus":
+        # It knows one layout for each number of channels; the two places of a surround pair are one to it.
+        a.codec_context.layout = _OPUS_LAYOUTS.get(channels, "7.1")
+    else:
+        a.codec_context.layout = _LAYOUTS.get(channels, "stereo") if "channels" in c.layout.name else c.layout.name
     if codec.lossless:
         depth = "s16" if c.format.name.startswith(("u8", "s16")) else "s32"
         a.codec_context.format = next(f.name for f in codec.audio_formats or () if f.name.startswith(depth))
@@ -136,6 +151,8 @@ class Copy:
             return []  # the demuxer's flush packet
         if self._has_gaps and bytes(packet)[:2] == b"\0\0":
             return []
+        if packet.duration and packet.duration * packet.time_base > _FOREVER:
+            packet.duration = int(_A_WHILE / packet.time_base)
         if packet.pts is None:
             packet.pts = packet.dts
         if packet.dts is None:
@@ -231,7 +248,9 @@ class ConvertText:
         return []
 
 
-def copied_packets(source: InputContainer, indexes: Sequence[int]) -> Iterator[tuple[int, Packet[Stream]]]:
+def copied_packets(
+    source: InputContainer, indexes: Sequence[int], span: Span | None = None
+) -> Iterator[tuple[int, Packet[Stream]]]:
     """(index, packet) of the copied streams as they must stand in the output; for `verify`. Ends quietly at damage."""
     rules = {i: Copy(source.streams[i], None) for i in indexes}
     demuxer = source.demux(*(source.streams[i] for i in indexes)) if indexes else iter(())
@@ -243,6 +262,6 @@ def copied_packets(source: InputContainer, indexes: Sequence[int]) -> Iterator[t
         if packet is None:
             return
         index = packet.stream.index
-        if index in rules:
+        if index in rules and (span is None or span.cut(packet)):
             for p in rules[index].feed(packet):
                 yield index, p

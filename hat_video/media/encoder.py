@@ -22,13 +22,15 @@ from av.error import FFmpegError
 
 from hat_video.errors import OptionError, OutputError
 from hat_video.frames import ColorInfo, FrameBatch, PixelFormat, VideoInfo
+from hat_video.media.formats import choose_format, choose_shape
+from hat_video.media.hdr import hdr_options, hdr_written_by
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["EncoderSpec", "SegmentFacts", "SegmentWriter", "plan_encoder"]
+__all__ = ["EncoderSpec", "SegmentFacts", "SegmentWriter", "add_video", "plan_encoder", "video_frame"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class EncoderSpec:
     name: str
     """FFmpeg's name."""
     pixel_format: str
+    """The video's planar format, or one of the same code values in another order, to which PyAV turns frames."""
     crf: int | None
     """None where the encoder has no such thing."""
     preset: str | None
@@ -97,12 +100,14 @@ def plan_encoder(
     crf: int | None = None,
     preset: str | None = None,
     options: Mapping[str, str] | None = None,
+    pixel_format: str = "auto",
     threads: int = 2,
 ) -> tuple[EncoderSpec, VideoInfo]:
     """Settles the encoder, its pixel format and its tags, and opens it once to see that it takes them.
 
     The depth and the chroma resolution of the source are kept where the encoder has them; RGB becomes 4:2:0 YUV, except
-    in lossless encoders that know RGB.
+    in lossless encoders that know RGB. Transparency is kept, or it is an error. Where the file cannot hold the sample
+    aspect ratio, the picture that is promised is larger and has square samples.
 
     Args:
         container: FFmpeg's name of the muxer: mp4, mov, matroska or webm.
@@ -113,6 +118,7 @@ def plan_encoder(
         crf: constant quality; the encoder's default of ours if None.
         preset: likewise.
         options: private options of the encoder.
+        pixel_format: FFmpeg's name of one that the encoder has, or `auto`.
         threads: encoder threads, a part of the result.
 
     Returns:
@@ -123,33 +129,49 @@ def plan_encoder(
             container cannot hold.
     """
     name = name or ("libvpx-vp9" if container == "webm" else "libx264")
-    formats = _formats_of(name)
+    _check_name(name)
     defaults = _DEFAULTS.get(name, _Defaults(None, None, {}))
     _check_quality(name, defaults, crf, preset, options or {})
-    pixel_format = _choose_format(source.pixel_format, formats, is_lossless=name == "ffv1")
+    given, planar = choose_format(name, container, source.pixel_format, pixel_format)
+    width, height, shape = choose_shape(source, width, height, name, container)
+    hdr = hdr_written_by(name, source.hdr)
+    own = {**defaults.options, **_repeatable(name), **_safe(name, width), **_of_format(name, planar)}
     spec = EncoderSpec(
         name=name,
-        pixel_format=pixel_format.name,
+        pixel_format=given,
         crf=defaults.crf if crf is None else crf,
         preset=preset or defaults.preset,
-        options=_merged({**defaults.options, **_repeatable(name), **_safe(name, width)}, options or {}),
+        options=_merged(_merged(own, hdr_options(name, hdr)), options or {}),
         threads=threads,
     )
     video = replace(
-        source, width=width, height=height, pixel_format=pixel_format, color=_output_color(source, pixel_format)
+        source,
+        width=width,
+        height=height,
+        pixel_format=planar,
+        color=_output_color(source, planar),
+        sample_aspect_ratio=shape,
+        hdr=hdr,
     )
     _try(spec, video, container)
     return spec, video
 
 
-def _formats_of(name: str) -> list[str]:
+def _of_format(name: str, planar: PixelFormat) -> dict[str, str]:
+    """Options that a pixel format needs."""
+    if name == "prores_ks" and planar.log2_chroma_w == 0:
+        return {"profile": "4"}  # ProRes 4444, the lowest with full chroma and alpha
+    # VP8 refuses alpha with hidden frames.
+    return {"auto-alt-ref": "0"} if name == "libvpx" and planar.has_alpha else {}
+
+
+def _check_name(name: str) -> None:
     try:
         codec = Codec(name, "w")
     except ValueError:
         codec = None
     if codec is None or codec.type != "video":
         raise OptionError(f"--encoder {name}: no such video encoder; for instance {', '.join(sorted(_DEFAULTS))}")
-    return [fmt.name for fmt in codec.video_formats or ()]
 
 
 def _check_quality(
@@ -195,32 +217,6 @@ def _merged(defaults: Mapping[str, str], options: Mapping[str, str]) -> dict[str
     return merged
 
 
-def _choose_format(source: PixelFormat, formats: list[str], *, is_lossless: bool) -> PixelFormat:
-    """The format nearest to the source's: kind, then depth (not less if it can be), then chroma (not less)."""
-    known = []
-    for name in formats:
-        if name.startswith("yuvj"):
-            continue  # the range is a tag, not a format
-        with suppress(ValueError):
-            known.append(PixelFormat.parse(name))
-    if not known:
-        raise OptionError("the encoder takes no planar pixel format; use a software encoder")
-    wanted_kind = source.kind if source.kind == "yuv" or is_lossless else "yuv"
-    chroma = (source.log2_chroma_w, source.log2_chroma_h) if source.kind == "yuv" else (1, 1)
-
-    def distance(candidate: PixelFormat) -> tuple[bool, bool, int, bool, int]:
-        mine = (candidate.log2_chroma_w, candidate.log2_chroma_h)
-        return (
-            candidate.kind != wanted_kind,
-            candidate.bit_depth < source.bit_depth,
-            abs(candidate.bit_depth - source.bit_depth),
-            mine[0] > chroma[0] or mine[1] > chroma[1],
-            abs(mine[0] - chroma[0]) + abs(mine[1] - chroma[1]),
-        )
-
-    return min(known, key=distance)
-
-
 def _output_color(source: VideoInfo, pixel_format: PixelFormat) -> ColorInfo:
     """The source's colours; where RGB becomes YUV, by the matrix that players expect of such a picture."""
     color = replace(source.color, assumed=())
@@ -228,13 +224,14 @@ def _output_color(source: VideoInfo, pixel_format: PixelFormat) -> ColorInfo:
         return replace(color, matrix=0, is_full_range=True)
     if source.pixel_format.kind != "rgb":
         # Gray is full range where nobody says otherwise, but players expect limited YUV.
-        is_full = color.is_full_range and source.pixel_format.kind != "gray"
+        is_full = color.is_full_range and (source.pixel_format.kind != "gray" or pixel_format.kind == "gray")
         return replace(color, is_full_range=is_full)
     matrix = 9 if color.primaries == 9 else 1 if source.height >= 720 else 6
     return replace(color, matrix=matrix, is_full_range=False, siting="left")
 
 
-def _add_stream(container: OutputContainer, spec: EncoderSpec, info: VideoInfo) -> VideoStream:
+def add_video(container: OutputContainer, spec: EncoderSpec, info: VideoInfo) -> VideoStream:
+    """Adds the stream of an encoder to a container that has no header yet."""
     stream: VideoStream = container.add_stream(  # type: ignore[assignment]
         spec.name, rate=info.rate or Fraction(25), options=spec.private_options()
     )
@@ -248,6 +245,8 @@ def _add_stream(container: OutputContainer, spec: EncoderSpec, info: VideoInfo) 
     color = info.color
     context.colorspace, context.color_primaries, context.color_trc = color.matrix, color.primaries, color.transfer
     context.color_range = 2 if color.is_full_range else 1
+    if info.pixel_format.has_alpha and spec.name in ("libvpx", "libvpx-vp9"):
+        stream.metadata["alpha_mode"] = "1"  # or no player looks for it
     return stream
 
 
@@ -283,7 +282,7 @@ def _open_in_memory(spec: EncoderSpec, info: VideoInfo, container: str) -> dict[
     """Returns the options that nobody took."""
     out = av.open(io.BytesIO(), "w", format=container)
     try:
-        stream = _add_stream(out, spec, info)
+        stream = add_video(out, spec, info)
         out.start_encoding()
         return dict(stream.codec_context.options)
     finally:
@@ -308,11 +307,15 @@ class SegmentFacts:
     """Of the file."""
 
 
-class SegmentWriter:
-    """Encodes frames into one Matroska file that starts with a key frame and needs no other file.
+_ONLY_IN_MOV = ("qtrle", "magicyuv")
 
-    Matroska rounds time to milliseconds, so the file's own timestamps are frame numbers and nothing more; the true ones
-    are in the facts that `close` returns.
+
+class SegmentWriter:
+    """Encodes frames into one file that starts with a key frame and needs no other file.
+
+    It is Matroska, or QuickTime for the few codecs that only that can hold, whatever its name says. Matroska rounds
+    time to milliseconds, so the file's own timestamps are frame numbers and nothing more; the true ones are in the
+    facts that `close` returns.
 
     Args:
         path: the file to write.
@@ -330,8 +333,13 @@ class SegmentWriter:
         self._key: list[bool] = []
         self._is_closed = False
         try:
-            self._container = av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"})
-            self._stream = _add_stream(self._container, spec, info)
+            self._container = av.open(
+                str(Path(path).absolute()),
+                "w",
+                format="mov" if spec.name in _ONLY_IN_MOV else "matroska",
+                options={"fflags": "+bitexact"},
+            )
+            self._stream = add_video(self._container, spec, info)
         except OSError as error:
             raise self._output_error(error) from None
 
@@ -359,7 +367,7 @@ class SegmentWriter:
         if given != wanted:
             raise ValueError(f"planes are {given}; {info.pixel_format.name} of {info.width}x{info.height} is {wanted}")
         for i, pts in enumerate(batch.pts):
-            frame = _frame([plane[i] for plane in batch.planes], self._info)
+            frame = video_frame([plane[i] for plane in batch.planes], self._info)
             frame.pts, frame.time_base, frame.pict_type = pts, self._info.time_base, 0
             self._numbers[pts] = len(self._numbers)
             self._encode(frame)
@@ -408,7 +416,7 @@ class SegmentWriter:
         return OutputError(f"{self._path}: cannot be written: {error.strerror or error}")
 
 
-def _frame(planes: list[Any], info: VideoInfo) -> VideoFrame:
+def video_frame(planes: list[Any], info: VideoInfo) -> VideoFrame:
     """One picture; the encoder reads the tensors' memory, nothing is copied."""
     name = info.pixel_format.name
     is_odd = info.width % (1 << info.pixel_format.log2_chroma_w) or info.height % (1 << info.pixel_format.log2_chroma_h)

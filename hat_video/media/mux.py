@@ -20,13 +20,17 @@ import av
 from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
-from av.stream import Disposition, Stream
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from hat_video.errors import CancelledError, HatVideoError, OutputError, WorkError
 from hat_video.frames import VideoInfo
-from hat_video.media.carry import clean_metadata, open_input
+from hat_video.media.carry import clean_metadata, readable
+from hat_video.media.losses import lost_in
+from hat_video.media.opening import open_file
 from hat_video.media.passthrough import Passthrough, StreamPlan
+from hat_video.media.probe import to_fraction
+from hat_video.media.span import Span, advance_timecode
 
 if TYPE_CHECKING:
     from av.container.core import Chapter  # a type of the stubs only
@@ -67,6 +71,7 @@ def join(
     streams: Sequence[StreamPlan],
     video: VideoInfo,
     durations: Mapping[int, int],
+    span: Span | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> JoinFacts:
     """Writes the finished film to `part`; two joins of the same segments give the same bytes.
@@ -79,6 +84,7 @@ def join(
         streams: what becomes of each stream of the source.
         video: the facts of the output's video stream; its time base is the source's.
         durations: pts to duration, both in ticks of `video.time_base`, for every frame.
+        span: the range of the source that the segments are, and that the other streams are cut to; None for all.
         should_stop: asked once a packet.
 
     Returns:
@@ -93,9 +99,9 @@ def join(
     pts = [p for segment in segments for p in segment.pts]
     if not pts:
         raise WorkError(f"{part}: no segment holds a frame; there is nothing to join")
-    film = _Film(part, container, segments, video, durations, should_stop or (lambda: False))
+    film = _Film(part, container, segments, video, durations, span, should_stop or (lambda: False))
     try:
-        with Passthrough(source, streams) as others:
+        with Passthrough(source, streams, span) as others:
             facts = film.write(others, streams)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
@@ -142,10 +148,11 @@ class _Film:
         segments: Sequence[SegmentFile],
         video: VideoInfo,
         durations: Mapping[int, int],
+        span: Span | None,
         should_stop: Callable[[], bool],
     ) -> None:
         self._part, self._container, self._segments = part, container, segments
-        self._video, self._durations, self._should_stop = video, durations, should_stop
+        self._video, self._durations, self._span, self._should_stop = video, durations, span, should_stop
         self._pts = [p for segment in segments for p in segment.pts]
         self._is_isom = container in ("mp4", "mov")
         self._notes: list[str] = []
@@ -167,8 +174,10 @@ class _Film:
             raise
         finally:
             first.close()
-        self._note_lost_tags(others.source, plans)
-        return JoinFacts(len(self._pts), offset, (*self._notes, *others.notes))
+        self._note_offset(offset)
+        chapters = len(self._chapters(others.source))
+        self._notes += lost_in(self._part, others.source, plans, self._container, self._video, chapters)
+        return JoinFacts(len(self._pts), offset, tuple(map(readable, (*self._notes, *others.notes))))
 
     def _open(self) -> OutputContainer:
         options = {"fflags": "+bitexact", "avoid_negative_ts": "disabled"}
@@ -179,11 +188,10 @@ class _Film:
             # millisecond.
             options["movie_timescale"] = str(scale * ceil(Fraction(1000, scale)))
             options["movflags"] = "+faststart"
+        path = str(self._part.absolute())
         if int(av.__version__.split(".")[0]) < 19:
-            return av.open(
-                os.fspath(self._part), "w", format=self._container, options=options, metadata_errors="surrogateescape"
-            )
-        return av.open(os.fspath(self._part), "w", format=self._container, options=options)
+            return av.open(path, "w", format=self._container, options=options, metadata_errors="surrogateescape")
+        return av.open(path, "w", format=self._container, options=options)
 
     def _add_streams(
         self, out: OutputContainer, template: VideoStream, others: Passthrough, plans: Sequence[StreamPlan]
@@ -200,6 +208,9 @@ class _Film:
         main.time_base = video.time_base
         if context.name == "hevc" and self._is_isom:
             context.codec_tag = "hvc1"  # Apple's players know no other
+        if context.name == "prores":
+            # The tag is ProRes's profile, and the muxer's own guess is 422 HQ; others would be decoded as that.
+            context.codec_tag = template.codec_context.codec_tag
         context.framerate = self._constant_rate() or Fraction(0, 1)
         context.sample_aspect_ratio = video.sample_aspect_ratio
         context.colorspace, context.color_primaries = video.color.matrix, video.color.primaries
@@ -218,13 +229,15 @@ class _Film:
     def _offset(self, sound: Fraction | None) -> Fraction:
         """Seconds to add to all streams, a whole number of video ticks (mp4, mov) or of milliseconds (mkv, webm)."""
         tick = self._video.time_base if self._is_isom else _MILLISECOND
-        video = min(self._pts) * self._video.time_base
+        begin = None if self._span is None else self._span.start
+        # What was there when a range began is at zero, whatever comes first after it.
+        video = min(self._pts) * self._video.time_base if begin is None else begin
         start = video if sound is None else min(video, sound)
-        if start >= 1:
+        if begin is None and start >= 1:
             return -floor(start / tick) * tick
         # mp4 and mov hold what is before zero in an edit list, Matroska has no times below zero.
         lowest = video if self._is_isom else start
-        return ceil(-lowest / tick) * tick if lowest < 0 else Fraction(0)
+        return ceil(-lowest / tick) * tick if lowest < 0 or begin is not None else Fraction(0)
 
     def _add_tags(
         self,
@@ -236,17 +249,31 @@ class _Film:
     ) -> None:
         original = next(source.streams[plan.index] for plan in plans if plan.action == "video")
         out.metadata.update(clean_metadata(source.metadata))
-        main.metadata.update(clean_metadata(original.metadata))
+        tags = clean_metadata(original.metadata)
+        # Says that alpha comes beside VP8's and VP9's packets: of the source no longer true, or not yet.
+        tags = {key: value for key, value in tags.items() if key.lower() != "alpha_mode"}
+        if self._video.pixel_format.has_alpha and main.codec_context.name in ("vp8", "vp9"):
+            tags["alpha_mode"] = "1"
+        main.metadata.update(tags)
         main.disposition = original.disposition
         timecode = next(
             (source.streams[p.index].metadata["timecode"] for p in plans if p.target == "timecode"),
             original.metadata.get("timecode"),
         )
+        if timecode and self._span is not None:
+            begin = (original.start_time or 0) * (to_fraction(original.time_base) or 1)
+            skipped = min(self._pts) * self._video.time_base - begin
+            timecode = advance_timecode(timecode, skipped, to_fraction(original.average_rate))
+            if timecode is None:
+                self._notes.append("the timecode is left out: it cannot be counted on to the range's first frame")
         if timecode:
             main.metadata["timecode"] = timecode
-        chapters = [_moved(chapter, offset) for chapter in source.chapters()]
+        chapters = [_moved(chapter, offset) for chapter in self._chapters(source)]
         if chapters:
             out.set_chapters(chapters)
+
+    def _chapters(self, source: InputContainer) -> list[Chapter]:
+        return source.chapters() if self._span is None else self._span.cut_chapters(source.chapters())
 
     def _write_packets(
         self, out: OutputContainer, main: VideoStream, others: Passthrough, dts: Sequence[int], offset: Fraction
@@ -310,41 +337,15 @@ class _Film:
                     f"{segment.path}: segment {n} holds {count} frames, its record says {len(segment.pts)}; {_REDO}"
                 )
 
-    def _note_lost_tags(self, source: InputContainer, plans: Sequence[StreamPlan]) -> None:
-        with open_input(self._part) as done:
-            wanted = {k.lower() for k in clean_metadata(source.metadata)}
-            lost = sorted(wanted - {k.lower() for k in done.metadata})
-            if lost:
-                self._notes.append(f"{self._container} does not keep the tags {', '.join(lost)}")
-            self._note_lost_names(done, plans)
-            missing = len(source.chapters()) - len(done.chapters())
-            if missing > 0:
-                self._notes.append(f"{self._container} does not keep {missing} of the chapters")
-            stream = next(s for s in done.streams.video if not s.disposition & Disposition.attached_pic)
-            shape = stream.sample_aspect_ratio or Fraction(1)
-            if shape != self._video.sample_aspect_ratio:
-                self._notes.append(
-                    f"{self._container} does not keep the sample aspect ratio {self._video.sample_aspect_ratio} of "
-                    f"{stream.codec_context.name}; players will show {shape}"
-                )
-
-    def _note_lost_names(self, done: InputContainer, plans: Sequence[StreamPlan]) -> None:
-        for kind in ("audio", "subtitle"):
-            kept = [p for p in plans if p.kind == kind and p.action in ("copy", "convert")]
-            for plan, s in zip(kept, (s for s in done.streams if s.type == kind), strict=False):
-                if plan.title and plan.title not in (s.metadata.get("title"), s.metadata.get("handler_name")):
-                    self._notes.append(
-                        f"{self._container} does not keep the title {plan.title!r} of {kind} {plan.index}"
-                    )
-                if plan.language not in (None, "und", s.language):
-                    self._notes.append(
-                        f"{self._container} keeps language {plan.language} of {kind} {plan.index} as {s.language}"
-                    )
+    def _note_offset(self, offset: Fraction) -> None:
+        if offset and (self._span is None or self._span.start is None):
+            why = "the source does not start at zero" if offset < 0 else f"{self._container} has no times before zero"
+            self._notes.append(f"all times are moved by {float(offset):+.3f} s, of all streams alike: {why}")
 
 
 def _open_segment(path: Path) -> InputContainer:
     try:
-        return av.open(os.fspath(path), "r")
+        return open_file(path)
     except (FFmpegError, OSError) as error:
         raise WorkError(f"{path}: segment cannot be opened ({_reason(error)}); {_REDO}") from None
 

@@ -34,10 +34,12 @@ from hat_video.media.carry import (
     add_copy,
     clean_metadata,
     open_input,
+    readable,
     sentence_of,
 )
+from hat_video.media.span import Span
 
-__all__ = ["Passthrough", "StreamPlan", "plan_streams"]
+__all__ = ["Passthrough", "StreamPlan", "plan_open_streams", "plan_streams"]
 
 # For sound that lost nothing so far, then for the rest.
 _AUDIO_ENCODERS = {
@@ -85,12 +87,16 @@ def plan_streams(source: Path, container: str, *, video_index: int) -> tuple[Str
         SourceError: the source cannot be opened.
     """
     with open_input(source) as inp:
-        has_chapters = bool(inp.chapters())
-        names: set[str] = set()
-        return tuple(
-            _plan(s, container, is_main=s.index == video_index, has_chapters=has_chapters, names=names)
-            for s in inp.streams
-        )
+        return plan_open_streams(inp, container, video_index=video_index)
+
+
+def plan_open_streams(inp: InputContainer, container: str, *, video_index: int) -> tuple[StreamPlan, ...]:
+    """As `plan_streams`, for a source that is open already; reads nothing of it."""
+    has_chapters = bool(inp.chapters())
+    names: set[str] = set()
+    return tuple(
+        _plan(s, container, is_main=s.index == video_index, has_chapters=has_chapters, names=names) for s in inp.streams
+    )
 
 
 def _plan(s: Stream, container: str, *, is_main: bool, has_chapters: bool, names: set[str]) -> StreamPlan:
@@ -100,7 +106,8 @@ def _plan(s: Stream, container: str, *, is_main: bool, has_chapters: bool, names
 
     def plan(action: str, target: str | None = None, reason: str | None = None) -> StreamPlan:
         chosen = cast('Literal["video", "copy", "convert", "rebuild", "attach", "drop"]', action)
-        return StreamPlan(s.index, kind, codec, chosen, target, reason, s.language, s.metadata.get("title"))
+        language, title = (readable(text) if text else None for text in (s.language, s.metadata.get("title")))
+        return StreamPlan(s.index, kind, codec, chosen, target, reason, language, title)
 
     if is_main:
         return plan("video")
@@ -114,6 +121,8 @@ def _plan(s: Stream, container: str, *, is_main: bool, has_chapters: bool, names
         return plan("drop", reason=f"{kind} of an unknown codec cannot be carried to another file")
     if kind == "attachment" and container == "webm":
         return plan("drop", reason="WebM has no attachments")  # its muxer takes them and writes nothing
+    if is_cover and container == "mov":
+        return plan("drop", reason="QuickTime files have no place for a cover")  # its muxer takes it and writes nothing
     if is_cover and container == "matroska":
         if codec not in _MIME_TYPES:
             return plan("drop", reason=f"a {codec} picture cannot be attached")
@@ -196,13 +205,14 @@ class Passthrough:
     Args:
         source: the file that `plans` were made for.
         plans: what becomes of each stream.
+        span: the range that is carried; all of the source if None.
 
     Raises:
         SourceError: the source cannot be opened.
     """
 
-    def __init__(self, source: Path, plans: Sequence[StreamPlan]) -> None:
-        self._source = source
+    def __init__(self, source: Path, plans: Sequence[StreamPlan], span: Span | None = None) -> None:
+        self._source, self._span = source, span
         self._inp = open_input(source)
         self._paths: dict[int, Carrier] = {}
         self._sounding: set[int] = set()
@@ -289,7 +299,7 @@ class Passthrough:
             if packet is None:
                 break
             path = self._paths.get(packet.stream.index)
-            if path is not None:
+            if path is not None and (self._span is None or self._span.cut(packet)):
                 yield from path.feed(packet)
         for path in self._paths.values():
             yield from path.flush()

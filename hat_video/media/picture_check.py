@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import av
 import torch
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
@@ -18,10 +16,13 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.dlpack import from_dlpack
 
 from hat_video.frames import PixelFormat, VideoInfo
+from hat_video.media.describe import nearest_planar
+from hat_video.media.opening import open_file
 from hat_video.media.probe import Probe
 from hat_video.media.source import open_source
+from hat_video.media.span import Span
 
-__all__ = ["PictureFacts", "check_picture"]
+__all__ = ["PictureFacts", "check_picture", "luma_of"]
 
 _WINDOW = 8  # source frames looked at around a place
 _GRID = (72, 128)  # rows, columns; compression noise averages out over the samples of a cell, motion stays
@@ -54,6 +55,7 @@ def check_picture(
     output_keys: Sequence[int],
     segment_starts: Sequence[int],
     left_out: Collection[int],
+    span: Span | None = None,
 ) -> PictureFacts:
     """Compares downscaled luma at the start, the middle and the end of each segment.
 
@@ -70,6 +72,7 @@ def check_picture(
         output_keys: those of them that are key frames.
         segment_starts: first pts of each segment, in the source's ticks.
         left_out: pts of lost and corrupt frames, which are not compared.
+        span: the range of the source that the output is; None for all of it.
 
     Returns:
         How many places agree, and what does not.
@@ -78,8 +81,9 @@ def check_picture(
     places = static = unclear = 0
     last = -1
     problems: list[str] = []
+    kept = slice(0, len(source.index.pts)) if span is None else span.frames(source.index.pts, source.video.time_base)
     with _SourceLuma(source) as reference, _OutputLuma(output, stream_index, output_keys, video) as film:
-        for low, high in _windows(source.index.pts, segment_starts):
+        for low, high in _windows(source.index.pts, segment_starts, kept):
             lumas = reference.read(low, high)
             # Windows overlap by a frame or two; one frame is not two places.
             k = _liveliest(lumas, source.index.pts, place_of, left_out, after=last)
@@ -105,12 +109,12 @@ def check_picture(
     return PictureFacts(places, static, unclear, tuple(problems))
 
 
-def _windows(index: Sequence[int], segment_starts: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _windows(index: Sequence[int], segment_starts: Sequence[int], kept: slice) -> Iterator[tuple[int, int]]:
     """Ranges of source frames to look at: three a segment, rising; neighbours of the first and last belong to them."""
     where = {p: i for i, p in enumerate(index)}
-    starts = sorted({where[p] for p in segment_starts if p in where} | {0})
+    starts = sorted({where[p] for p in segment_starts if p in where} | {kept.start})
     done = 0
-    for start, stop in zip(starts, [*starts[1:], len(index)], strict=True):
+    for start, stop in zip(starts, [*starts[1:], kept.stop], strict=True):
         for low in (start - 1, (start + stop - _WINDOW) // 2, stop + 1 - _WINDOW):
             low = max(0, start - 1, low)
             high = min(low + _WINDOW, len(index))
@@ -182,7 +186,7 @@ class _OutputLuma:
     """Small luma pictures of the output, by pts; pts must rise."""
 
     def __init__(self, path: Path, stream_index: int, keys: Sequence[int], video: VideoInfo) -> None:
-        self._container = av.open(os.fspath(path), "r")
+        self._container = open_file(path)
         self._stream = self._container.streams[stream_index]
         self._stream.thread_count = 2  # type: ignore[attr-defined]  # goes to the codec context
         self._is_full = video.color.is_full_range
@@ -233,16 +237,21 @@ def _frame_luma(frame: VideoFrame, is_full: bool) -> Tensor:
     try:
         pixel_format = PixelFormat.parse(frame.format.name)
     except ValueError:
-        frame = frame.reformat(format="yuv444p")
-        pixel_format = PixelFormat.parse("yuv444p")
+        pixel_format = nearest_planar(frame.format.name)
+        frame = frame.reformat(format=pixel_format.name)
     return _luma([from_dlpack(plane) for plane in frame.planes], pixel_format, is_full)
+
+
+def luma_of(planes: Sequence[Tensor], video: VideoInfo) -> Tensor:
+    """Luma of one frame, about 0..1, float32 (h, w); `planes` are (h, w) each, in the video's pixel format."""
+    return _luma(planes, video.pixel_format, video.color.is_full_range)
 
 
 def _luma(planes: Sequence[Tensor], pixel_format: PixelFormat, is_full: bool) -> Tensor:
     """Luma, about 0..1, float32 (h, w)."""
     full = float(2**pixel_format.bit_depth - 1)
     if pixel_format.kind == "rgb":
-        green, blue, red = (plane.to(torch.float32) for plane in planes)
+        green, blue, red = (plane.to(torch.float32) for plane in planes[:3])
         return (0.2126 * red + 0.7152 * green + 0.0722 * blue) / full
     luma = planes[0].to(torch.float32)
     if is_full:

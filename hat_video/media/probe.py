@@ -12,27 +12,28 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import av
 from av.error import FFmpegError
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
-from av.video.format import VideoFormat
 
 from hat_video.errors import SourceError
-from hat_video.frames import ColorInfo, PixelFormat, Siting, VideoInfo
+from hat_video.frames import VideoInfo
+from hat_video.media.describe import describe, look, nearest_planar, to_fraction
+from hat_video.media.opening import Limits, open_file
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["FrameIndex", "Probe", "StreamInfo", "nearest_planar", "open_container", "probe", "to_fraction"]
+__all__ = ["FrameIndex", "Probe", "StreamInfo", "describe", "nearest_planar", "open_container", "probe", "to_fraction"]
 
 # A container's promise is rounded, and its sound may be longer than its pictures; less than this is no truncation.
 _SLACK = Fraction(1, 2)
+# So many frames show whether the timestamps are those of decoding: B-frames are never further apart.
+_FRAMES_TO_ORDER = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +79,19 @@ class Probe:
     index: FrameIndex
     streams: tuple[StreamInfo, ...]
     digest: str
-    """blake2b over every packet of every stream, in hex: the source's identity."""
+    """blake2b over every packet of every stream, and over what the file says of them, in hex: the source's identity."""
     promised_seconds: Fraction | None
     """How long the container says that it is."""
     notes: tuple[str, ...] = ()
     """Anything odd, one line each."""
+    frame_bytes: tuple[int, ...] = ()
+    """Size of the packet of each frame of `index`, in its order."""
+    other_bytes: int = 0
+    """Size of the packets of all other streams together."""
     is_truncated: bool = False
     """True where the packets end before what the container promised."""
+    deinterlace: str = "off"
+    """What sources that are opened by this probe do about interlaced frames; `video` and `index` are of the result."""
 
     @property
     def start_seconds(self) -> Fraction:
@@ -97,13 +104,6 @@ class Probe:
         return (self.index.pts[-1] + self.index.last_duration - self.index.pts[0]) * self.video.time_base
 
 
-def to_fraction(value: Any) -> Fraction | None:
-    """A time base or rate of any PyAV version (Fraction, AVRational, None, 0/1) as a Fraction; None if unset."""
-    if not value or not value.numerator:
-        return None
-    return Fraction(value.numerator, value.denominator)
-
-
 def open_container(path: Path) -> InputContainer:
     """Opens a file for reading.
 
@@ -113,11 +113,7 @@ def open_container(path: Path) -> InputContainer:
     # FFmpeg's log stays off, which is PyAV's default: with any level set, a decoder thread that has something to say
     # waits for the GIL, and a seek that waits for that thread holds it. Neither ever goes on.
     try:
-        if path.is_dir():
-            raise SourceError(f"{path}: is a directory")
-        if path.stat().st_size == 0:
-            raise SourceError(f"{path}: is empty (0 bytes)")
-        return av.open(str(path))
+        return open_file(path)
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     except FFmpegError as error:
@@ -139,20 +135,36 @@ def _why_not_media(path: Path, error: FFmpegError) -> str:
     return f"not a media file that can be read ({error.strerror})"
 
 
-def probe(path: str | os.PathLike[str]) -> Probe:
-    """Reads every packet of a file once, decodes one frame, and says what there is.
+def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> Probe:
+    """Reads every packet of a file once, decodes a few frames, and says what there is.
+
+    Args:
+        path: the file.
+        limits: what it may ask of this machine; the defaults if None.
 
     Raises:
-        SourceError: the file cannot be read, or has no video, or not one frame of it can be decoded.
+        SourceError: the file cannot be read, asks for more than `limits`, or has no video, or not one frame of it can
+            be decoded.
     """
-    source = Path(path)
+    source, limits = Path(path), limits or Limits()
     with open_container(source) as container:
+        limits.check(source, container)
         streams = tuple(_stream_info(stream) for stream in container.streams)
         main = _main_video(container, source, streams)
-        tally = _Tally(main.index)
+        tally = _Tally(main.index, limits.frames)
         tally.read(container)
-        # AVI knows decode times only. Sorted they are the presentation times, but each belongs to another packet.
-        tally.is_decode_time = container.format.name == "avi" and bool(main.codec_context.has_b_frames)
+        facts = _container_facts(container)
+        # A transport stream shows its streams as it goes.
+        limits.check(source, container)
+        if len(tally.times) > limits.frames:
+            raise SourceError(
+                f"{source}: has more than {limits.frames} frames; raise --max-frames if the file is to be trusted"
+            )
+        # AVI, and Matroska made from it, know decode times only. Sorted they are the presentation times, but each
+        # belongs to another packet.
+        tally.is_decode_time = bool(main.codec_context.has_b_frames) and (
+            container.format.name == "avi" or (tally.is_rising() and _is_reordered(source, main.index))
+        )
         time_base = to_fraction(main.time_base)
         if time_base is None:
             raise SourceError(f"{source}: its video stream has no time base")
@@ -161,7 +173,9 @@ def probe(path: str | os.PathLike[str]) -> Probe:
         promised = _promised(container, main, time_base)
         cut = _cut_off(tally, main, index, promised, time_base)
         format_name, codec, number = container.format.name, main.codec_context.name, main.index
-    video, more = _first_frame(source, number, time_base, rate)
+    video, more = _look_at(source, number, time_base, rate, index)
+    limits.check_size(source, video.width, video.height)
+    tally.digest.update(repr((facts, video)).encode("utf-8", "replace"))
     notes += more
     if cut is not None:
         notes.append(cut)
@@ -176,8 +190,25 @@ def probe(path: str | os.PathLike[str]) -> Probe:
         digest=tally.digest.hexdigest(),
         promised_seconds=promised,
         notes=tuple(notes),
+        frame_bytes=tally.frame_bytes(),
+        other_bytes=tally.others,
         is_truncated=cut is not None,
     )
+
+
+def _container_facts(container: InputContainer) -> tuple[object, ...]:
+    """What a file says beside its packets, as far as it may become a part of the output."""
+    streams = [
+        (s.index, s.type, s.time_base, int(s.disposition), sorted(s.metadata.items()), _extradata(s))
+        for s in container.streams
+    ]
+    chapters = [(c["start"], c["end"], c["time_base"], sorted(c["metadata"].items())) for c in container.chapters()]
+    return sorted(container.metadata.items()), streams, chapters
+
+
+def _extradata(stream: Any) -> bytes:
+    context = stream.codec_context
+    return b"" if context is None else bytes(context.extradata or b"")
 
 
 def _stream_info(stream: Any) -> StreamInfo:
@@ -205,8 +236,12 @@ class _Tally:
     """What one pass over the packets counts."""
 
     stream_index: int
+    most_frames: int
+    """Reading stops where there are more."""
     digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=20))
     times: list[int | None] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    others: int = 0
     keys: list[int] = field(default_factory=list)
     durations: dict[int, int] = field(default_factory=dict)
     end: Fraction = Fraction(0)
@@ -222,8 +257,12 @@ class _Tally:
             if pts is not None and base is not None:
                 self.end = max(self.end, (pts + (packet.duration or 0)) * base)
             if stream.index != self.stream_index or packet.is_discard:
+                self.others += packet.size if stream.index != self.stream_index else 0
                 continue
             self.times.append(pts)
+            if len(self.times) > self.most_frames:
+                return
+            self.sizes.append(packet.size)
             if pts is not None:
                 self.durations[pts] = packet.duration or 0
                 if packet.is_keyframe:
@@ -241,6 +280,16 @@ class _Tally:
                 return
             if packet.size:
                 yield packet
+
+    def is_rising(self) -> bool:
+        """Whether every packet of the video is later than the one before it, in decode order."""
+        known = [time for time in self.times if time is not None]
+        return len(known) == len(self.times) and all(a < b for a, b in pairwise(known))
+
+    def frame_bytes(self) -> tuple[int, ...]:
+        """Sizes in presentation order, as far as there are times to order by."""
+        order = sorted(range(len(self.sizes)), key=lambda i: self.times[i] or 0)
+        return tuple(self.sizes[i] for i in order)
 
     def index(self, time_base: Fraction, rate: Fraction | None, source: Path) -> tuple[FrameIndex, list[str]]:
         known = sorted(time for time in self.times if time is not None)
@@ -288,129 +337,36 @@ def _cut_off(
     return None
 
 
-def _first_frame(
-    source: Path, stream_index: int, time_base: Fraction, rate: Fraction | None
+def _look_at(
+    source: Path, stream_index: int, time_base: Fraction, rate: Fraction | None, index: FrameIndex
 ) -> tuple[VideoInfo, list[str]]:
+    # A quarter, half and three quarters of the way, where one can go there.
+    keys = () if index.is_counted else index.key_pts
+    places = sorted({keys[len(keys) * part // 4] for part in (1, 2, 3)} - {index.pts[0]}) if keys else []
+    with open_container(source) as container:
+        stream: VideoStream = container.streams[stream_index]  # type: ignore[assignment]
+        codec = stream.codec_context.name
+        seen = look(container, stream, time_base, rate, places)
+    if seen is None:
+        raise SourceError(f"{source}: not one frame of its {codec} video can be decoded")
+    return seen
+
+
+def _is_reordered(source: Path, stream_index: int) -> bool:
+    """Whether the first few frames come out of the decoder in another order than their timestamps say."""
     with open_container(source) as container:
         stream: VideoStream = container.streams[stream_index]  # type: ignore[assignment]
         stream.codec_context.thread_count = 1
-        frame = _decode_one(container, stream)
-        if frame is None:
-            raise SourceError(f"{source}: not one frame of its {stream.codec_context.name} video can be decoded")
-        pixel_format = nearest_planar(frame.format.name)
-        notes = []
-        if frame.format.name != pixel_format.name and any(part.is_alpha for part in frame.format.components):
-            notes.append(f"its transparency ({frame.format.name}) is not carried")
-        if frame.interlaced_frame:
-            notes.append("its frames are interlaced; they are upscaled as they are")
-        video = VideoInfo(
-            width=frame.width,
-            height=frame.height,
-            time_base=time_base,
-            rate=rate,
-            pixel_format=pixel_format,
-            color=_color(frame, stream, pixel_format),
-            sample_aspect_ratio=to_fraction(stream.sample_aspect_ratio) or Fraction(1),
-            display_matrix=_display_matrix(frame),
-            is_interlaced=bool(frame.interlaced_frame),
-        )
-    return video, notes
-
-
-def _decode_one(container: InputContainer, stream: VideoStream) -> VideoFrame | None:
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, FFmpegError):
-            return None
-        try:
-            frames = stream.codec_context.decode(packet if packet.size else None)
-        except FFmpegError:
-            continue
-        if frames:
-            return frames[0]
-        if not packet.size:
-            return None
-
-
-def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
-    side_data: Any = frame.side_data  # iterable, whatever the stubs say
-    for data in side_data:
-        if data.type == SideDataType.DISPLAYMATRIX:
-            matrix: tuple[int, ...] = struct.unpack("<9i", bytes(data)[:36])
-            # The identity says nothing; leaving it out keeps files without rotation free of it.
-            return None if matrix == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30) else matrix
-    return None
-
-
-def _color(frame: VideoFrame, stream: VideoStream, pixel_format: PixelFormat) -> ColorInfo:
-    """What the code values mean; what the file leaves open is settled by the height, as players do."""
-    context = stream.codec_context
-    tagged = {
-        name: int(getattr(frame, name)) if int(getattr(frame, name)) not in unset else int(getattr(context, name))
-        for name, unset in (
-            ("colorspace", (2, 3)),
-            ("color_primaries", (0, 2)),
-            ("color_trc", (0, 2)),
-            ("color_range", (0,)),
-        )
-    }
-    assumed: list[str] = []
-    # BT.601 names its 525-line variant; players treat the two alike.
-    by_height = 1 if frame.height >= 720 else 6
-
-    def settle(field_name: str, value: int, unset: tuple[int, ...], rule: int) -> int:
-        if value not in unset:
-            return value
-        assumed.append(field_name)
-        return rule
-
-    is_rgb = pixel_format.kind == "rgb"
-    matrix = 0 if is_rgb else settle("matrix", tagged["colorspace"], (0, 2, 3), by_height)
-    # A file that names its matrix only means the rest of that standard.
-    standard = {1: 1, 5: 5, 6: 6, 7: 7, 9: 9}.get(matrix, 1 if is_rgb else by_height)
-    primaries = settle("primaries", tagged["color_primaries"], (0, 2), standard)
-    transfer = settle("transfer", tagged["color_trc"], (0, 2), {0: 13, 9: 14, 5: 6}.get(matrix, standard))
-    if tagged["color_range"] not in (1, 2):
-        assumed.append("range")
-    is_full = tagged["color_range"] == 2 or (
-        tagged["color_range"] != 1 and (frame.format.name.startswith("yuvj") or pixel_format.kind in ("rgb", "gray"))
-    )
-    return ColorInfo(matrix, primaries, transfer, is_full, _siting(frame, context.name), tuple(assumed))
-
-
-def _siting(frame: VideoFrame, codec: str) -> Siting:
-    # PyAV 18 cannot say where the chroma lies; then the codec's own rule holds.
-    named: dict[int, Siting] = {1: "left", 2: "center", 3: "topleft"}
-    location = named.get(int(getattr(frame, "chroma_location", 0) or 0))
-    if location is not None:
-        return location
-    if codec in ("mjpeg", "mpeg1video", "h263", "flv", "flv1", "theora", "vp8", "gif", "png"):
-        return "center"
-    return "topleft" if codec == "dvvideo" else "left"
-
-
-def nearest_planar(name: str) -> PixelFormat:
-    """The planar format that holds what FFmpeg's format `name` holds, without its alpha.
-
-    Raises:
-        SourceError: it is no picture of samples (a hardware surface, Bayer, XYZ).
-    """
-    try:
-        return PixelFormat.parse(name)
-    except ValueError:
-        pass
-    layout = VideoFormat(name, 64, 64)
-    parts = [part for part in layout.components if not part.is_alpha]
-    if not parts or name.startswith(("xyz", "bayer")):
-        raise SourceError(f"pixel format {name} cannot be converted without loss; decode it to yuv or rgb first")
-    bits = max(8, *(part.bits for part in parts), 8)
-    bits = next(depth for depth in (8, 9, 10, 12, 14, 16) if depth >= bits)
-    suffix = "" if bits == 8 else f"{bits}le"
-    if layout.is_rgb or layout.has_palette:
-        return PixelFormat.parse(f"gbrp{suffix}")
-    if len(parts) == 1:
-        return PixelFormat.parse(f"gray{suffix}")
-    ratio = {(64, 64): "444", (32, 64): "422", (32, 32): "420", (64, 32): "440", (16, 64): "411", (16, 16): "410"}
-    return PixelFormat.parse(f"yuv{ratio[parts[1].width, parts[1].height]}p{suffix}")
+        times: list[int] = []
+        packets = container.demux(stream)
+        while len(times) < _FRAMES_TO_ORDER:
+            try:
+                packet = next(packets)
+            except (StopIteration, FFmpegError):
+                break
+            try:
+                frames = stream.codec_context.decode(packet) if packet.size else []
+            except FFmpegError:
+                continue
+            times += [frame.pts for frame in frames if frame.pts is not None]
+    return any(a > b for a, b in pairwise(times))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
-from torch.utils.dlpack import from_dlpack
 
 from hat_video.errors import SourceError
 from hat_video.frames import FrameBatch, VideoInfo
-from hat_video.media.probe import Probe, nearest_planar, open_container
+from hat_video.media.deinterlace import deinterlaced
+from hat_video.media.describe import decoder_of, nearest_planar, planes_of
+from hat_video.media.probe import Probe, open_container
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -48,8 +49,12 @@ class PyavSource:
         """Timestamps of frames that the decoder gave, but marked as damaged."""
         self._probe = probe
         self._batch = batch
+        # The index counts in halves of the stream's ticks where each of two fields becomes a frame.
+        self._halves = 2 if probe.deinterlace.startswith("field") else 1
+        self._threads = _THREADS
         self._reformatter = VideoReformatter()
         self._open()
+        self._rewind()
 
     def __enter__(self) -> PyavSource:
         return self
@@ -100,9 +105,11 @@ class PyavSource:
     def _open(self) -> None:
         self._container = open_container(self._probe.path)
         self._stream: VideoStream = self._container.streams[self._probe.stream_index]  # type: ignore[assignment]
-        context = self._stream.codec_context
-        context.thread_type, context.thread_count = "AUTO", _THREADS
-        self._frames = self._decode()
+        self._context = decoder_of(self._stream)
+        self._context.thread_type, self._context.thread_count = "AUTO", self._threads
+
+    def _rewind(self) -> None:
+        self._frames = self._progressive()
         self._waiting: tuple[int, VideoFrame] | None = None
         self._reached: int | None = self._probe.index.pts[0]
 
@@ -129,25 +136,75 @@ class PyavSource:
     def _go_to(self, start: int) -> None:
         """Stands at or before the frame at `start`, with nothing missing in between."""
         keys = self._probe.index.key_pts
-        last = bisect_right(keys, start) - 1
-        if not self._probe.index.is_counted:
+        begin = self._needed(start)
+        last = bisect_right(keys, begin) - 1
+        if self._can_seek:
             for step in range(min(_STEPS_BACK, last + 1)):
                 try:
-                    self._container.seek(keys[last - step], stream=self._stream, backward=True)
+                    self._container.seek(keys[last - step] // self._halves, stream=self._stream, backward=True)
                 except FFmpegError:
                     break
-                self._frames, self._waiting = self._decode(), None
+                self._context.flush_buffers()
+                self._frames, self._waiting = self._progressive(), None
                 first = self._next()
                 # The pictures that lead an open GOP are decodable only from the key frame before.
-                if first is not None and first[0] <= start:
+                if first is not None and first[0] <= begin:
                     self._waiting = first
                     return
         self.close()
         self._open()
+        self._rewind()
+
+    @property
+    def _can_seek(self) -> bool:
+        """Not where frames have no timestamps, nor where VP8 and VP9 carry alpha: its key frames are its own secret."""
+        return not self._probe.index.is_counted and not self._context.name.startswith("libvpx")
+
+    def _needed(self, start: int) -> int:
+        """The frame to decode from for the one at `start`: bwdif looks at the frame before, and must always see it."""
+        if self._probe.deinterlace == "off":
+            return start
+        pts = self._probe.index.pts
+        return pts[max(0, bisect_left(pts, start) - self._halves)]
+
+    def _progressive(self) -> Iterator[tuple[int, VideoFrame]]:
+        """(tick, frame) as the index knows them."""
+        mode = self._probe.deinterlace
+        if mode == "off":
+            return self._decode()
+        index = self._probe.index.pts
+        halves = self._halves
+
+        def ticks_of(pts: int) -> tuple[int, ...]:
+            first = bisect_left(index, halves * pts)
+            return index[first : first + halves]
+
+        planar = ((pts, self._planar(frame, halves * pts)) for pts, frame in self._decode())
+        return deinterlaced(planar, mode, ticks_of)
 
     def _decode(self) -> Iterator[tuple[int, VideoFrame]]:
-        """(pts, frame) as they come; damaged packets are passed over."""
-        counted = iter(self._probe.index.pts) if self._probe.index.is_counted else None
+        """(pts, frame) as they come, in the stream's own ticks; damaged packets are passed over."""
+        last: int | None = None
+        try:
+            for item in self._decoded():
+                yield item
+                last = item[0]
+        except FFmpegError:
+            # Threads that hold a frame each tell of damage late, and frames that were whole would go with it: from here
+            # on one thread decodes.
+            self._threads = 1
+            self.close()
+            self._open()
+            index = self._probe.index
+            key = bisect_right(index.key_pts, index.pts[0] if last is None else last * self._halves) - 1
+            if key > 0 and self._can_seek:
+                self._container.seek(index.key_pts[key] // self._halves, stream=self._stream, backward=True)
+            yield from (item for item in self._decoded() if last is None or item[0] > last)
+
+    def _decoded(self) -> Iterator[tuple[int, VideoFrame]]:
+        """The same; raises `FFmpegError` at a damaged packet where several threads decode."""
+        index = self._probe.index
+        counted = (tick // self._halves for tick in index.pts[:: self._halves]) if index.is_counted else None
         packets = self._container.demux(self._stream)
         is_open = True
         while is_open:
@@ -157,10 +214,14 @@ class PyavSource:
                 # Cut off in the middle: what the decoder still holds is worth having.
                 packet, is_open = None, False
             if packet is not None and not packet.size:
+                if packet.dts is not None or packet.pts is not None:
+                    continue  # Theora says so that the picture stays; to a decoder it would be the end
                 packet, is_open = None, False
             try:
-                frames = self._stream.codec_context.decode(packet)
+                frames = self._context.decode(packet)
             except FFmpegError:
+                if self._threads > 1:
+                    raise
                 continue
             for frame in frames:
                 tick = next(counted, None) if counted is not None else frame.pts
@@ -169,22 +230,24 @@ class PyavSource:
 
     def _planes(self, frame: VideoFrame, tick: int) -> tuple[torch.Tensor, ...]:
         """Each plane as an (h, w) tensor that owns its memory."""
-        info = self.info
+        return planes_of(self._planar(frame, tick), self.info.pixel_format)
+
+    def _planar(self, frame: VideoFrame, tick: int) -> VideoFrame:
+        """The frame in the source's planar format, with or without the alpha."""
+        info, name = self.info, frame.format.name
         if (frame.width, frame.height) != (info.width, info.height):
             raise SourceError(
                 f"{self._probe.path}: the picture changes from {info.width}x{info.height}"
                 f" to {frame.width}x{frame.height}"
                 f" at {self._place(tick)}; cut the file there and upscale the parts"
             )
-        wanted = info.pixel_format
-        if frame.format.name != wanted.name:
-            if nearest_planar(frame.format.name) != wanted:
-                raise SourceError(
-                    f"{self._probe.path}: the pixel format changes from {wanted.name} to {frame.format.name}"
-                    f" at {self._place(tick)}; cut the file there and upscale the parts"
-                )
-            frame = self._reformatter.reformat(frame, format=wanted.name)
-        return tuple(from_dlpack(plane).clone() for plane in frame.planes)
+        nearest = nearest_planar(name)
+        if nearest.opaque != info.pixel_format.opaque:
+            raise SourceError(
+                f"{self._probe.path}: the pixel format changes from {info.pixel_format.name} to {name}"
+                f" at {self._place(tick)}; cut the file there and upscale the parts"
+            )
+        return frame if name == nearest.name else self._reformatter.reformat(frame, format=nearest.name)
 
     def _place(self, tick: int) -> str:
         return f"{float(tick * self.info.time_base):.3f} s (pts {tick})"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
 
-import av
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
@@ -20,10 +17,14 @@ from av.video.stream import VideoStream
 
 from hat_video.errors import SourceError
 from hat_video.frames import VideoInfo
-from hat_video.media.carry import copied_packets, open_input
+from hat_video.media.carry import copied_packets, open_input, readable
+from hat_video.media.describe import look
+from hat_video.media.full_check import check_frames
+from hat_video.media.opening import open_file
 from hat_video.media.passthrough import StreamPlan
 from hat_video.media.picture_check import check_picture
 from hat_video.media.probe import Probe
+from hat_video.media.span import Span
 
 __all__ = ["Verdict", "verify"]
 
@@ -60,6 +61,10 @@ class Verdict:
             if c[key]:
                 parts.append(f"{c[key]} {one if c[key] == 1 else many}")
         parts += [f"colour {c['color']}", f"picture checked at {c['places']} places"]
+        if c.get("identical"):
+            parts.append(f"{c['identical']} decoded frames identical to what was encoded")
+        elif c.get("decoded"):
+            parts.append(f"{c['decoded']} frames decoded, none below {c.get('lowest_psnr', 'inf')} dB of the source")
         if c["static"]:
             parts.append(f"{c['static']} without motion")
         if c["left_out"]:
@@ -99,6 +104,9 @@ def verify(
     segment_starts: Sequence[int],
     lost: Sequence[int] = (),
     corrupt: Sequence[int] = (),
+    span: Span | None = None,
+    is_full: bool = False,
+    hashes: Mapping[int, str] | None = None,
 ) -> Verdict:
     """Compares `output` with what was promised of it; a difference is reported, never raised.
 
@@ -112,14 +120,17 @@ def verify(
         segment_starts: first pts of each segment.
         lost: pts of frames that could not be decoded (they are not in `pts`).
         corrupt: pts of frames that were decoded with damage.
+        span: the range of the source that the output is; None for all of it.
+        is_full: also decode every frame.
+        hashes: pts to `hash_planes` of every frame that a lossless encoder was given; for `is_full`.
 
     Returns:
         The verdict.
     """
-    proof = _Proof(source, output, video, pts, durations, streams)
+    proof = _Proof(source, output, video, pts, durations, streams, span)
     proof.checked["left_out"] = len(lost) + len(corrupt)
     try:
-        with av.open(os.fspath(output), "r") as film:
+        with open_input(output) as film:
             index = proof.check_film(film)
         if index is not None and not proof.problems:
             facts = check_picture(
@@ -132,12 +143,15 @@ def verify(
                 output_keys=proof.output_keys,
                 segment_starts=segment_starts,
                 left_out={*lost, *corrupt},
+                span=span,
             )
             proof.problems += facts.problems
             proof.checked |= {"places": facts.places, "static": facts.static, "unclear": facts.unclear}
+            if is_full and not proof.problems:
+                proof.check_frames(index, hashes or {})
     except (FFmpegError, SourceError, OSError, ValueError) as error:
         proof.problems.append(f"{output.name} cannot be read back: {' '.join(str(error).split())}")
-    return Verdict(not proof.problems, tuple(proof.problems), proof.checked)
+    return Verdict(not proof.problems, tuple(map(readable, proof.problems)), proof.checked)
 
 
 class _Proof:
@@ -151,8 +165,9 @@ class _Proof:
         pts: Sequence[int],
         durations: Mapping[int, int],
         streams: Sequence[StreamPlan],
+        span: Span | None,
     ) -> None:
-        self._source, self._output, self._video = source, output, video
+        self._source, self._output, self._video, self._span = source, output, video, span
         self._pts, self._durations, self._plans = pts, durations, streams
         self.problems: list[str] = []
         self.checked: dict[str, int | str] = dict.fromkeys(
@@ -178,6 +193,22 @@ class _Proof:
             self._check_streams(pairs, tallies, offset)
             self._check_chapters(film, offset)
         return main.index
+
+    def check_frames(self, index: int, hashes: Mapping[int, str]) -> None:
+        """Decodes every frame of the output; see `full_check`."""
+        facts = check_frames(
+            self._source,
+            self._output,
+            video=self._video,
+            stream_index=index,
+            pts=self._pts,
+            output_pts=self.output_pts,
+            hashes=hashes,
+        )
+        self.problems += facts.problems
+        self.checked |= {"decoded": facts.decoded, "identical": facts.identical}
+        if facts.lowest_psnr is not None:
+            self.checked["lowest_psnr"] = f"{facts.lowest_psnr:.1f}"
 
     def _pair(self, film: InputContainer) -> list[tuple[StreamPlan, Stream]]:
         """The output's stream of each plan, kind by kind in order; one too few or too many is a problem."""
@@ -243,7 +274,8 @@ class _Proof:
             ("colour matrix", _one_name(context.colorspace), _one_name(color.matrix)),
             ("colour primaries", int(context.color_primaries), color.primaries),
             ("colour transfer", int(context.color_trc), color.transfer),
-            ("colour range", int(context.color_range), 2 if color.is_full_range else 1),
+            # QuickTime has no word for the range of RGB, which is full without one.
+            ("colour range", int(context.color_range) or 2 * (color.matrix == 0), 2 if color.is_full_range else 1),
         ]
         # Elsewhere only Matroska itself could tell, and PyAV cannot make it; `join` notes that.
         if is_isom or context.name in ("h264", "hevc"):
@@ -252,9 +284,23 @@ class _Proof:
         for name, found, wanted in facts:
             if found != wanted:
                 self.problems.append(f"{name} is {found}, not {wanted}")
-        matrix = _display_matrix(self._output, main.index)
-        if matrix != (video.display_matrix or _UPRIGHT):
-            self.problems.append(f"display matrix is {matrix}, not {video.display_matrix or _UPRIGHT}")
+        self._check_first_frame(main.index)
+
+    def _check_first_frame(self, index: int) -> None:
+        """What no container tells, or not reliably."""
+        video, seen = self._video, _look_at(self._output, index)
+        if seen is None:
+            self.problems.append("not one frame of the output can be decoded")
+            return
+        if seen.display_matrix != video.display_matrix:
+            self.problems.append(
+                f"display matrix is {seen.display_matrix or _UPRIGHT}, not {video.display_matrix or _UPRIGHT}"
+            )
+        if seen.pixel_format.has_alpha != video.pixel_format.has_alpha:
+            self.problems.append(f"the picture is {seen.pixel_format.name}, not {video.pixel_format.name}")
+        # Where none was promised, an option of the encoder may still have written some.
+        if video.hdr is not None and seen.hdr != video.hdr:
+            self.problems.append(f"HDR metadata is {seen.hdr}, not {video.hdr}")
 
     def _check_streams(
         self, pairs: Sequence[tuple[StreamPlan, Stream]], tallies: Mapping[int, _Tally], offset: Fraction
@@ -262,7 +308,7 @@ class _Proof:
         others = [(plan, s) for plan, s in pairs if plan.action != "video"]
         with open_input(self._source.path) as source:
             wanted = {plan.index: _Tally() for plan, _ in others}
-            for index, packet in copied_packets(source, sorted(wanted)):
+            for index, packet in copied_packets(source, sorted(wanted), self._span):
                 if packet.size:
                     wanted[index].add(packet)
         for plan, s in others:
@@ -304,7 +350,7 @@ class _Proof:
 
     def _check_chapters(self, film: InputContainer, offset: Fraction) -> None:
         with open_input(self._source.path) as source:
-            wanted = source.chapters()
+            wanted = source.chapters() if self._span is None else self._span.cut_chapters(source.chapters())
         found = film.chapters()
         self.checked["chapters"] = len(found)
         if len(found) != len(wanted):
@@ -348,16 +394,9 @@ def _is_gap(packet: Packet[Stream]) -> bool:
     return s.type == "subtitle" and s.codec_context.name == "mov_text" and bytes(packet)[:2] == b"\0\0"
 
 
-def _display_matrix(path: Path, index: int) -> tuple[int, ...]:
-    """The display matrix that the first decoded frame carries."""
-    with av.open(os.fspath(path), "r") as film:
-        for packet in film.demux(film.streams[index]):
-            for frame in packet.decode():
-                for data in getattr(frame, "side_data", ()):
-                    if data.type.name == "DISPLAYMATRIX":
-                        raw = bytes(data)
-                        return tuple(
-                            int.from_bytes(raw[i : i + 4], sys.byteorder, signed=True) for i in range(0, 36, 4)
-                        )
-                return _UPRIGHT
-    return _UPRIGHT
+def _look_at(path: Path, index: int) -> VideoInfo | None:
+    """What the output's own first frame says of it; None if there is none."""
+    with open_file(path) as film:
+        stream: VideoStream = film.streams[index]  # type: ignore[assignment]
+        seen = look(film, stream, stream.time_base or Fraction(1), None, ())
+    return None if seen is None else seen[0]

@@ -14,6 +14,9 @@ from torch import Tensor
 
 __all__ = ["enlarge", "resize"]
 
+# Output pixels of one matrix product. Measured on pictures of 720 to 2160 lines: 16 to 32 are the fastest.
+_BLOCK = 32
+
 
 def resize(
     picture: Tensor, size: tuple[int, int], *, kernel: str = "bicubic", antialias: bool = True, rounded: bool = False
@@ -38,30 +41,54 @@ def resize(
         picture = (picture * 255).round_()
     scales = [size[0] / picture.shape[2], size[1] / picture.shape[3]]
     for axis in (0, 1) if scales[0] <= scales[1] else (1, 0):
-        weights = _resize_matrix(picture.shape[2 + axis], size[axis], kernel, antialias).to(picture)
-        picture = weights @ picture if axis == 0 else picture @ weights.T
+        # Whole where every bit of imresize counts: a sum cut elsewhere rounds elsewhere.
+        block = size[axis] if rounded else _BLOCK
+        picture = _resize_axis(picture, 2 + axis, size[axis], kernel, antialias, block)
         if rounded:
             picture = (picture + 0.5).floor_().clamp_(0, 255)
     return picture / 255 if rounded else picture
 
 
+def _resize_axis(picture: Tensor, dim: int, after: int, kernel: str, antialias: bool, block: int) -> Tensor:
+    """One pass of `resize`, in small matrix products along the band: for a 4K frame nearly all of the matrix is 0."""
+    shape = list(picture.shape)
+    shape[dim] = after
+    out = picture.new_empty(shape)
+    blocks = _resize_blocks(picture.shape[dim], after, kernel, antialias, block, picture.dtype, picture.device)
+    for number, (first, weights) in enumerate(blocks):
+        taps = picture.narrow(dim, first, weights.shape[1])
+        rows = out.narrow(dim, number * block, weights.shape[0])
+        rows.copy_(weights @ taps if dim == 2 else taps @ weights.T)
+    return out
+
+
 @lru_cache(maxsize=64)
-def _resize_matrix(before: int, after: int, kernel: str, antialias: bool) -> Tensor:
-    """(after, before) fp64: each row holds the weights of one output pixel."""
+def _resize_blocks(
+    before: int, after: int, kernel: str, antialias: bool, block: int, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[int, Tensor], ...]:
+    """For every `block` output pixels: the first input pixel, and the (outputs, inputs) weights from there on."""
     scale = after / before
     stretch = min(scale, 1.0) if antialias else 1.0
     reach = (2 if kernel == "bicubic" else 3) / stretch
-    matrix = torch.zeros(after, before, dtype=torch.float64)
-    for row in range(after):
-        place = (row + 0.5) / scale - 0.5
-        taps = range(math.floor(place - reach), math.ceil(place + reach) + 1)
-        weights = [_weight((place - tap) * stretch, kernel) for tap in taps]
-        total = sum(weights)
-        for tap, weight in zip(taps, weights, strict=True):
+    blocks = []
+    for start in range(0, after, block):
+        rows = []
+        for row in range(start, min(start + block, after)):
+            place = (row + 0.5) / scale - 0.5
+            taps = range(math.floor(place - reach), math.ceil(place + reach) + 1)
+            weights = [_weight((place - tap) * stretch, kernel) for tap in taps]
+            total = sum(weights)
             # Mirrored with the edge pixel repeated, as often as it takes.
-            column = tap % (2 * before)
-            matrix[row, min(column, 2 * before - 1 - column)] += weight / total
-    return matrix
+            columns = [tap % (2 * before) for tap in taps]
+            rows.append([(min(c, 2 * before - 1 - c), w / total) for c, w in zip(columns, weights, strict=True)])
+        used = [column for row_taps in rows for column, _ in row_taps]
+        first = min(used)
+        matrix = torch.zeros(len(rows), max(used) + 1 - first, dtype=torch.float64)
+        for matrix_row, row_taps in zip(matrix, rows, strict=True):
+            for column, weight in row_taps:
+                matrix_row[column - first] += weight
+        blocks.append((first, matrix.to(device, dtype)))
+    return tuple(blocks)
 
 
 def enlarge(rgb: Tensor, scale: int, kernel: str) -> Tensor:

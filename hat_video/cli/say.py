@@ -1,0 +1,149 @@
+"""What the commands print: results on stdout, all else on stderr; the bar; and how they are interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from hat_video.jobs.directory import DirectoryReport
+from hat_video.jobs.estimate import Estimate
+from hat_video.jobs.report import FileReport, Progress
+
+__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Meter", "Say", "interruptible", "tell_report", "tell_table"]
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """What to print: results on stdout, everything else on stderr."""
+
+    progress: Literal["bar", "json", "none"]
+    is_quiet: bool
+    is_verbose: bool
+
+    def result(self, line: str) -> None:
+        if not self.is_quiet:
+            print(line, flush=True)
+
+    def note(self, line: str) -> None:
+        if not self.is_quiet and self.progress != "json":
+            tqdm.write(line, file=sys.stderr)
+
+    def event(self, name: str, facts: dict[str, object]) -> None:
+        if self.progress == "json":
+            print(json.dumps({"event": name, **facts}), file=sys.stderr, flush=True)
+
+
+class Meter:
+    """Progress as a bar, as JSON lines, or not at all."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._bar: tqdm[Any] | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        if self._say.progress == "json":
+            facts = asdict(progress)
+            self._say.event(
+                "progress",
+                {name: str(value) if isinstance(value, Path) else value for name, value in facts.items()},
+            )
+        elif self._say.progress == "bar":
+            self._draw(progress)
+
+    def _draw(self, progress: Progress) -> None:
+        if progress.stage in ("plan", "done"):
+            self.close()
+        elif progress.stage == "work":
+            if self._bar is None:
+                name = (
+                    progress.source.name
+                    if progress.clips == 1
+                    else f"{progress.clip}/{progress.clips} {progress.source.name}"
+                )
+                self._bar = tqdm(
+                    total=progress.frames_total,
+                    initial=progress.frames_reused,
+                    desc=name,
+                    unit=" frames",
+                    dynamic_ncols=True,
+                )
+            self._bar.update(progress.frames_done - self._bar.n)
+        elif self._bar is not None:
+            self._bar.update(progress.frames_done - self._bar.n)
+            self._bar.set_postfix_str({"join": "joining", "verify": "proving"}[progress.stage])
+
+    def estimate(self, estimate: Estimate) -> None:
+        """Said once, above the bar."""
+        self._say.event("estimate", asdict(estimate))
+        self._say.note(estimate.line)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def tell_report(report: FileReport, say: Say) -> None:
+    say.event(
+        report.status.replace(" ", "_"),
+        {"source": str(report.source), "output": str(report.output), "error": report.error, "frames": report.frames},
+    )
+    if report.status == "failed":
+        print(f"hat-video: {report.error}", file=sys.stderr)
+        return
+    for note in report.notes:
+        say.note(f"note: {note}")
+    for stream in report.streams:
+        if stream["action"] in ("convert", "drop") or (say.is_verbose and stream["action"] != "video"):
+            target = f" to {stream['target']}" if stream["action"] == "convert" else ""
+            reason = f" ({stream['reason']})" if stream["reason"] else ""
+            say.note(
+                f"stream #{stream['index']} {stream['kind']}/{stream['codec']}: {stream['action']}{target}{reason}"
+            )
+    if say.is_verbose:
+        say.note(f"recipe: {json.dumps(report.recipe, default=str)}")
+        say.note(f"seconds: {json.dumps(report.seconds)}")
+    if report.status == "already done":
+        say.result(f"{report.output}: already done; {report.verification}")
+        return
+    pace = f", {report.fps:.2f} frames/s" if report.fps else ""
+    say.result(f"{report.output}: {report.verification}{pace}")
+
+
+def tell_table(report: DirectoryReport, say: Say) -> None:
+    say.result("")
+    for clip in report.clips:
+        frames = f"{clip.frames.get('out', 0):>7} frames" if clip.status != "failed" else " " * 14
+        say.result(f"{clip.status:<12} {frames}  {clip.source}")
+    say.result(f"{len(report.clips) - len(report.failed)} of {len(report.clips)} clips are done")
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """The first Ctrl-C (or SIGTERM) asks the run to stop and keep what is committed, the second one leaves at once."""
+    cancel = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if cancel.is_set():
+            os._exit(INTERRUPTED)
+        cancel.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield cancel
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

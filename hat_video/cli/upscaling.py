@@ -1,0 +1,282 @@
+"""`hat-video upscale` and `hat-video preview`: files, directories, pictures and pipes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import typer
+from pydantic import TypeAdapter
+from tqdm import tqdm
+
+from hat_video.cli.say import FAILED, Meter, Say, interruptible, tell_report, tell_table
+from hat_video.errors import CancelledError, HatVideoError, OutputError, UsageError
+from hat_video.jobs.choices import load_chosen_model, output_label
+from hat_video.jobs.directory import DirectoryReport, plan_clips, upscale_clips
+from hat_video.jobs.file import upscale_file
+from hat_video.jobs.options import UpscaleOptions, load_config
+from hat_video.jobs.report import FileReport
+from hat_video.media.stills import is_still
+from hat_video.presets import preset_names
+
+__all__ = ["preview_command", "upscale_command"]
+
+
+def _upscale(
+    inputs: list[Path],
+    output: str | None,
+    report: Path | None,
+    say: Say,
+    options: UpscaleOptions,
+    cancel: threading.Event,
+) -> int:
+    is_one = len(inputs) == 1 and not inputs[0].is_dir()
+    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
+        raise OutputError(f"--report {report}: not a file in an existing folder")
+    clips, skipped = plan_clips(inputs, output, output_label(options))
+    for path in skipped:
+        say.note(f"skipped {path}: not a video by its name")
+    meter = Meter(say)
+
+    def tell(done: FileReport) -> None:
+        meter.close()
+        tell_report(done, say)
+
+    def write(whole: DirectoryReport) -> None:
+        if report is not None:
+            report.write_bytes(TypeAdapter(DirectoryReport).dump_json(whole, indent=1) + b"\n")
+
+    try:
+        if is_one:
+            source, target = clips[0].source, clips[0].output
+            try:
+                made = upscale_file(
+                    source, target, options, on_progress=meter, on_estimate=meter.estimate, cancel=cancel
+                )
+            except HatVideoError as error:
+                write(DirectoryReport([FileReport("failed", source, target, error=str(error))], skipped))
+                raise
+            tell(made)
+            whole = DirectoryReport([made], skipped)
+        else:
+            whole = DirectoryReport(
+                upscale_clips(
+                    clips, options, on_progress=meter, on_estimate=meter.estimate, on_report=tell, cancel=cancel
+                ),
+                skipped,
+            )
+            tell_table(whole, say)
+    finally:
+        meter.close()
+    write(whole)
+    return FAILED if whole.failed else 0
+
+
+def _is_pipe(path: str | Path | None) -> bool:
+    return path is not None and (str(path) == "-" or Path(path).is_fifo())
+
+
+def _stream(
+    source: Path, output: str | None, form: str | None, say: Say, options: UpscaleOptions, cancel: threading.Event
+) -> int:
+    """Pipes: one pass; stdout belongs to the video, so all that is said goes to stderr."""
+    from hat_video.jobs.stream import upscale_stream
+    from hat_video.media.pipe import PIPE_FORMATS
+
+    if output is None:
+        raise UsageError(f"{source}: give -o, a file or - for a pipe")
+    suffix = Path(output).suffix.lower().removeprefix(".")
+    chosen = form or (suffix if suffix in PIPE_FORMATS else "mkv")
+    with ExitStack() as stack, tqdm(unit=" frames", disable=say.progress != "bar") as bar:
+        try:
+            given = sys.stdin.buffer if str(source) == "-" else stack.enter_context(source.open("rb"))
+            taken = sys.stdout.buffer if output == "-" else stack.enter_context(Path(output).open("wb"))
+        except OSError as error:
+            raise OutputError(f"{error.filename}: cannot be opened: {error.strerror}") from None
+
+        def count(frames: int) -> None:
+            bar.update(frames)
+
+        report = upscale_stream(
+            given, taken, options, form=chosen, source_name=str(source), on_frames=count, cancel=cancel
+        )
+        taken.flush()
+    for note in report.notes:
+        say.note(f"note: {note}")
+    pace = report.frames / report.seconds if report.seconds else 0.0
+    say.note(f"{report.frames} frames went through, {pace:.2f} frames/s; a pipe cannot be proven or resumed")
+    return 0
+
+
+def _stills(paths: list[Path], output: str | None, say: Say, options: UpscaleOptions, cancel: threading.Event) -> int:
+    """Pictures, one after the other; a bad one does not stop the rest."""
+    from hat_video.inference.upscaler import Upscaler
+    from hat_video.jobs.still import upscale_still
+
+    model = load_chosen_model(options)
+    upscaler = Upscaler(model, device=options.device, precision=options.precision, tile=options.tile)
+    is_folder = output is not None and (len(paths) > 1 or output.endswith(os.sep) or Path(output).is_dir())
+    if output is not None and is_folder:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for path in paths:
+        if cancel.is_set():
+            raise CancelledError("the pictures that are done are kept")
+        target = None if output is None else Path(output) / path.name if is_folder else Path(output)
+        try:
+            made = upscale_still(path, target, options, upscaler)
+        except HatVideoError as error:
+            if len(paths) == 1:
+                raise
+            print(f"hat-video: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        for note in made.notes:
+            say.note(f"note: {note}")
+        carried = f", with {', '.join(name.removesuffix('-data') for name in made.kept)}" if made.kept else ""
+        say.result(f"{made.output}: {made.size[0]}x{made.size[1]}, {made.bit_depth} bits{carried}")
+    return FAILED if failed else 0
+
+
+def _declare(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives the command one option for each field of `UpscaleOptions`, with its type, default and help.
+
+    `preview` has its own words for the range.
+    """
+    hints = get_type_hints(UpscaleOptions, include_extras=True)
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "choices"]
+    declared = []
+    is_ranged = any(p.name == "at" for p in own)
+    for option in fields(UpscaleOptions):
+        if is_ranged and option.name in ("start", "duration"):
+            continue
+        kind, text = get_args(hints[option.name])
+        default = option.default
+        flag = f"--{option.name.replace('_', '-')}"
+        if kind == tuple[str, ...]:
+            kind, default = list[str], []
+        declared.append(
+            inspect.Parameter(
+                option.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None if isinstance(default, tuple) else default,
+                annotation=Annotated[kind | None if kind == list[str] else kind, typer.Option(flag, help=text)],
+            )
+        )
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    parameters[2:2] = declared
+
+    def run(**values: Any) -> None:
+        mine = {p.name: values.pop(p.name) for p in own}
+        command(**mine, choices=values)
+
+    run.__name__ = command.__name__
+    run.__doc__ = command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _use_config(context: typer.Context, name: str | None) -> str | None:
+    """Lets a config file stand in for the defaults, so that what is typed wins over it."""
+    if name is not None:
+        context.default_map = {**asdict(load_config(name)), **(context.default_map or {})}
+    return name
+
+
+@_declare
+def upscale_command(
+    inputs: Annotated[list[Path], typer.Argument(help="files, and directories to search through", metavar="INPUT...")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o", "--output", help="file or directory; default: <stem>_x<scale> beside the input", metavar="PATH"
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="a TOML file of options, or a preset: " + ", ".join(preset_names("upscale")),
+            metavar="NAME|FILE",
+            is_eager=True,
+            callback=_use_config,
+        ),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="write what was done as JSON", metavar="FILE.json")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="of a pipe (-o -): mkv, nut or y4m; default: mkv", metavar="NAME")
+    ] = None,
+    progress: Annotated[
+        Literal["auto", "bar", "json", "none"], typer.Option(help="auto: a bar on a terminal")
+    ] = "auto",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print errors only")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="print every choice; a traceback with an error")
+    ] = False,
+    *,
+    choices: dict[str, Any],
+) -> None:
+    """Upscale clips, with their sound and all else that they carry, and prove the result."""
+    shown = ("bar" if sys.stderr.isatty() and not quiet else "none") if progress == "auto" else progress
+    say = Say(shown, quiet, verbose)
+    with interruptible() as cancel:
+        choices["encoder_option"] = tuple(choices["encoder_option"] or ())
+        if _is_pipe(output) or any(_is_pipe(path) for path in inputs):
+            if len(inputs) > 1:
+                raise UsageError("-: a pipe goes alone; give one input")
+            raise typer.Exit(_stream(inputs[0], output, form, say, UpscaleOptions(**choices), cancel))
+        if inputs and all(is_still(path) for path in inputs):
+            raise typer.Exit(_stills(inputs, output, say, UpscaleOptions(**choices), cancel))
+        if form is not None:
+            raise UsageError(f"--format {form}: is for pipes (-o -); a file's suffix says what it is")
+        raise typer.Exit(_upscale(inputs, output, report, say, UpscaleOptions(**choices), cancel))
+
+
+@_declare
+def preview_command(
+    clip: Annotated[Path, typer.Argument(help="a video", metavar="CLIP")],
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", help="the clip to make; default: <stem>_preview.mp4 beside it", metavar="PATH"),
+    ] = None,
+    at: Annotated[str | None, typer.Option(help="seconds or HH:MM:SS.mmm; default: the middle", metavar="T")] = None,
+    seconds: Annotated[str, typer.Option(help="how long", metavar="T")] = "5",
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="as for upscale", metavar="NAME|FILE", is_eager=True, callback=_use_config, show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no bar, no notes")] = False,
+    *,
+    choices: dict[str, Any],
+) -> None:
+    """Upscale a few seconds, show them beside the source, and say what the whole clip would take."""
+    from hat_video.jobs.preview import PreviewReport, preview_file
+
+    say = Say("bar" if sys.stderr.isatty() and not quiet else "none", quiet, is_verbose=False)
+    meter = Meter(say)
+    with interruptible() as cancel:
+        choices["encoder_option"] = tuple(choices["encoder_option"] or ())
+        try:
+            made = preview_file(
+                clip, output, UpscaleOptions(**choices), at=at, seconds=seconds, on_progress=meter, cancel=cancel
+            )
+        finally:
+            meter.close()
+    for note in made.notes:
+        say.note(f"note: {note}")
+    if as_json:
+        print(TypeAdapter(PreviewReport).dump_json(made, indent=1).decode())
+        return
+    print(f"{made.source}, {made.frames} frames from {made.start_seconds:.3f} s: {made.fps:.2f} frames/s")
+    print(f"the whole clip: {made.whole.line}")
+    print(f"{made.clip} and {made.picture}: left the source, enlarged by bicubic; right the result")

@@ -1,0 +1,181 @@
+"""One pass from pipe to pipe: `cat clip.ts | hat-video upscale - -o - | mpv -`.
+
+Nothing can be planned ahead, resumed or proven here; what can be counted is counted, and a difference is an error.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Stream
+
+from hat_video.errors import CancelledError, OptionError, OutputError, StrictError, WorkError
+from hat_video.frames import FrameBatch, VideoInfo
+from hat_video.inference.double_buffer import Prefetch, map_in_flight
+from hat_video.inference.upscaler import Upscaler
+from hat_video.jobs.choices import load_chosen_model, size_notes
+from hat_video.jobs.options import UpscaleOptions
+from hat_video.jobs.picture import upscale_planes
+from hat_video.jobs.plan import cpu_count
+from hat_video.jobs.size import parse_size, settle_size
+from hat_video.media.encoder import plan_encoder
+from hat_video.media.formats import encoder_losses
+from hat_video.media.passthrough import StreamPlan
+from hat_video.media.pipe import PIPE_FORMATS, PipeSource, Sink, open_sink
+
+__all__ = ["StreamReport", "upscale_stream"]
+
+_ENCODER_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReport:
+    """What went through."""
+
+    frames: int
+    seconds: float
+    model: str
+    scale: int
+    streams: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def upscale_stream(
+    source: BinaryIO,
+    target: BinaryIO,
+    options: UpscaleOptions,
+    *,
+    form: str = "mkv",
+    source_name: str = "-",
+    on_frames: Callable[[int], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> StreamReport:
+    """Upscales what `source` gives into `target`, while it comes.
+
+    Args:
+        source: any container that can be read from the front: ts, mkv, nut, flv, y4m, fragmented mp4.
+        target: is written to, never read or moved in.
+        options: as for files; what only files have (segments, work folder, strict proof) does nothing here.
+        form: `mkv`, `nut` or `y4m`.
+        source_name: of the source, for messages.
+        on_frames: called with 1 for each finished frame.
+        cancel: set it to stop.
+
+    Raises:
+        SourceError, ModelError, OptionError, UsageError: the request cannot be met.
+        OutputError: nobody reads `target` any more.
+        StrictError: `options.strict`, and a stream would be dropped.
+        CancelledError: `cancel` was set.
+    """
+    if form not in PIPE_FORMATS:
+        raise OptionError(f"--format {form}: must be {', '.join(PIPE_FORMATS)}")
+    if options.start is not None or options.duration is not None:
+        raise OptionError("--start, --duration: what comes from a pipe is taken as it comes; give a file")
+    began = time.perf_counter()
+    stop = cancel or threading.Event()
+    with PipeSource(source, source_name) as opened:
+        if options.alpha == "drop":
+            opened.info = replace(opened.info, pixel_format=opened.info.pixel_format.opaque)
+        small = opened.info
+        goal = None if options.size is None else settle_size(parse_size(options.size), small)
+        model = load_chosen_model(options, None if goal is None else goal.needed)
+        opened.notes += size_notes(options, goal, model)
+        upscaler = Upscaler(model, device=options.device, precision=options.precision, tile=options.tile)
+        spec, large = plan_encoder(
+            "matroska",
+            small if goal is None else replace(small, sample_aspect_ratio=Fraction(1)),
+            small.width * model.scale if goal is None else goal.width,
+            small.height * model.scale if goal is None else goal.height,
+            name=options.encoder or ("ffv1" if form == "y4m" else None),
+            crf=options.crf,
+            preset=options.preset,
+            options=options.encoder_options(),
+            pixel_format=options.pixel_format,
+            threads=_ENCODER_THREADS,
+        )
+        losses = encoder_losses(small, large, spec.name, options.pixel_format)
+        opened.notes += losses
+        try:
+            sink, plans = open_sink(target, form, opened, spec, large)
+            if options.strict:
+                _refuse_losses(source_name, plans, losses)
+            work = _Upscale(upscaler, small, large)
+            frames_out = _pump(opened, work, sink, options.jobs or cpu_count(), stop, on_frames)
+        except BrokenPipeError:
+            raise OutputError("-o -: closed by its reader") from None
+        except FFmpegError as error:
+            raise OutputError(f"-o -: cannot be written: {error.strerror}") from None
+        if work.frames != frames_out:
+            raise WorkError(f"{source_name}: {work.frames} frames came in and {frames_out} went out")
+        return StreamReport(
+            frames=frames_out,
+            seconds=time.perf_counter() - began,
+            model=model.name,
+            scale=model.scale,
+            streams=[asdict(plan) for plan in plans],
+            notes=opened.notes,
+        )
+
+
+def _pump(
+    source: PipeSource,
+    work: _Upscale,
+    sink: Sink,
+    jobs: int,
+    stop: threading.Event,
+    on_frames: Callable[[int], None] | None,
+) -> int:
+    """Everything that comes, in order; returns how many frames went out."""
+    frames = 0
+    try:
+        with (
+            Prefetch(source.items(), depth=4 * jobs, stop=stop, name="hat-video-read") as items,
+            closing(map_in_flight(work, items, workers=jobs, stop=stop)) as done,
+        ):
+            for item in done:
+                sink.write(item)
+                if isinstance(item, FrameBatch):
+                    frames += 1
+                    if on_frames is not None:
+                        on_frames(1)
+        if stop.is_set():
+            raise CancelledError(f"after {frames} frames; the output ends there")
+        sink.finish()
+    except BaseException:
+        sink.abandon()
+        raise
+    return frames
+
+
+class _Upscale:
+    """Frames are upscaled, packets pass."""
+
+    def __init__(self, upscaler: Upscaler, small: VideoInfo, large: VideoInfo) -> None:
+        self._upscaler, self._small, self._large = upscaler, small, large
+        self._lock = threading.Lock()
+        self.frames = 0
+
+    def __call__(self, item: FrameBatch | Packet[Stream]) -> FrameBatch | Packet[Stream]:
+        if isinstance(item, Packet):
+            return item
+        with self._lock:
+            self.frames += 1
+        return FrameBatch(upscale_planes(item.planes, self._small, self._large, self._upscaler), item.pts)
+
+
+def _refuse_losses(name: str, plans: tuple[StreamPlan, ...], losses: list[str]) -> None:
+    if losses:
+        raise StrictError(f"{name}: --strict refuses: {'; '.join(losses)}")
+    dropped = [
+        f"#{plan.index} {plan.kind}/{plan.codec}" for plan in plans if plan.action in ("drop", "attach", "rebuild")
+    ]
+    if dropped:
+        raise StrictError(f"{name}: --strict refuses to drop {', '.join(dropped)}; give files instead of pipes")

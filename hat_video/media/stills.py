@@ -1,0 +1,163 @@
+"""Still pictures: PNG, JPEG, WebP and TIFF of 8 and 16 bits, with their ICC profile and EXIF.
+
+libvips reads and writes them, since it keeps what belongs to a picture besides its pixels.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hat_video.errors import OptionError, OutputError, SourceError, UsageError
+from hat_video.frames import ColorInfo, PixelFormat, VideoInfo
+
+__all__ = ["STILL_SUFFIXES", "Still", "is_still", "read_still", "write_still"]
+
+STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+
+# What a picture carries, as libvips names it; the rest is about its own file.
+_KEPT = ("icc-profile-data", "exif-data", "xmp-data", "iptc-data", "image-description", "orientation")
+_SAVE: dict[str, dict[str, object]] = {
+    ".jpg": {"Q": 95, "subsample_mode": "off"},
+    ".jpeg": {"Q": 95, "subsample_mode": "off"},
+    ".webp": {"lossless": True},
+    ".png": {"compression": 6},
+    ".tif": {"compression": "deflate", "predictor": "horizontal"},
+    ".tiff": {"compression": "deflate", "predictor": "horizontal"},
+}
+_KINDS = {
+    ("b-w", "uchar"): "gray",
+    ("grey16", "ushort"): "gray16le",
+    ("srgb", "uchar"): "gbrp",
+    ("rgb16", "ushort"): "gbrp16le",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """One picture, as planes, and what else it carries."""
+
+    info: VideoInfo
+    planes: tuple[Tensor, ...]
+    """(1, H, W) each, as `info.pixel_format` says."""
+    carried: dict[str, Any]
+    """libvips' name -> value: profile, EXIF, XMP, IPTC, orientation."""
+    dots_per_mm: tuple[float, float]
+
+
+def is_still(path: Path) -> bool:
+    """Whether a file is one picture, by its name; an animated PNG is a clip."""
+    if path.suffix.lower() not in STILL_SUFFIXES or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        # The chunk that makes a PNG move comes before the first picture.
+        return b"acTL" not in file.read(1 << 16).partition(b"IDAT")[0]
+
+
+def _vips() -> ModuleType:
+    try:
+        import pyvips
+    except ImportError:
+        raise UsageError("still pictures need libvips: pip install 'hat-video[stills]'") from None
+    module: ModuleType = pyvips
+    return module
+
+
+def read_still(path: Path) -> Still:
+    """Reads a picture.
+
+    Raises:
+        SourceError: it cannot be read, or is of a kind that is not upscaled here (CMYK, floating point, several pages).
+        UsageError: libvips is not installed.
+    """
+    vips = _vips()
+    try:
+        image = vips.Image.new_from_file(str(path.absolute()), fail_on="truncated")
+        pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
+        if pages > 1:
+            raise SourceError(f"{path}: has {pages} pages; give them one by one")
+        has_alpha = image.hasalpha()
+        name = _KINDS.get((image.interpretation, image.format))
+        if name is None or image.bands != (3 if name.startswith("gbr") else 1) + has_alpha:
+            raise SourceError(
+                f"{path}: is {image.interpretation} of {image.bands} bands, {image.format};"
+                " gray and RGB of 8 and 16 bits can be upscaled"
+            )
+        pixels: np.ndarray[Any, Any] = image.numpy()
+    except vips.Error as error:
+        said = " ".join(str(error).split())
+        raise SourceError(f"{path}: not a picture that can be read ({said})") from None
+    pixels = pixels.reshape(image.height, image.width, image.bands)
+    if has_alpha:
+        name = {"gray": "gbrap", "gray16le": "gbrap16le"}.get(name, name.replace("gbrp", "gbrap"))
+        if image.bands == 2:
+            pixels = np.concatenate([pixels[..., :1].repeat(3, 2), pixels[..., 1:]], 2)
+    order = [0] if pixels.shape[2] == 1 else [1, 2, 0, 3][: pixels.shape[2]]
+    planes = tuple(torch.from_numpy(pixels[..., k].copy())[None] for k in order)
+    is_gray = name.startswith("gray")
+    info = VideoInfo(
+        width=image.width,
+        height=image.height,
+        time_base=Fraction(1),
+        rate=None,
+        pixel_format=PixelFormat.parse(name),
+        color=ColorInfo(matrix=6 if is_gray else 0, primaries=2, transfer=2, is_full_range=True),
+    )
+    carried = {field: image.get(field) for field in _KEPT if image.get_typeof(field)}
+    return Still(info, planes, carried, (image.xres, image.yres))
+
+
+def write_still(path: Path, planes: tuple[Tensor, ...], info: VideoInfo, still: Still) -> list[str]:
+    """Writes a picture, whole or not at all, with all that `still` carries.
+
+    Args:
+        path: its suffix says the format.
+        planes: (1, H, W) each, as `info.pixel_format` says.
+        info: their facts.
+        still: the source.
+
+    Returns:
+        What the format could not keep, one line each.
+
+    Raises:
+        OutputError: it cannot be written.
+        OptionError: the suffix is of no format that is known.
+    """
+    vips = _vips()
+    suffix = path.suffix.lower()
+    if suffix not in _SAVE:
+        raise OptionError(f"{path}: cannot write {suffix or 'a file without a suffix'}; use {' '.join(STILL_SUFFIXES)}")
+    stacked = [plane[0].numpy() for plane in planes]
+    pixels = np.stack([stacked[0]] if len(stacked) == 1 else [stacked[k] for k in (2, 0, 1, 3)[: len(stacked)]], 2)
+    notes = []
+    is_deep, is_gray = info.pixel_format.bit_depth > 8, info.pixel_format.kind == "gray"
+    if is_deep and suffix in (".jpg", ".jpeg", ".webp"):
+        pixels, is_deep = ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8), False
+        notes.append(f"{suffix} holds 8 bits; the source has 16")
+    if len(planes) == 4 and suffix in (".jpg", ".jpeg"):
+        pixels = pixels[..., :3]
+        notes.append(f"{suffix} has no transparency; it is left out")
+    kinds = {(True, True): "grey16", (True, False): "b-w", (False, True): "rgb16", (False, False): "srgb"}
+    part = path.with_name(f".tmp-{uuid.uuid4().hex}{suffix}")
+    scale = (info.width / still.info.width, info.height / still.info.height)
+    try:
+        image = vips.Image.new_from_array(np.ascontiguousarray(pixels), interpretation=kinds[is_gray, is_deep])
+        image = image.copy(xres=still.dots_per_mm[0] * scale[0], yres=still.dots_per_mm[1] * scale[1])
+        types = {int: vips.GValue.gint_type, str: vips.GValue.gstr_type}
+        for field, value in still.carried.items():
+            image.set_type(types.get(type(value), vips.GValue.blob_type), field, value)
+        image.write_to_file(str(part.absolute()), **_SAVE[suffix])
+        part.replace(path)
+    except (vips.Error, OSError) as error:
+        part.unlink(missing_ok=True)
+        said = " ".join(str(error).split())
+        raise OutputError(f"{path}: cannot be written: {said}") from None
+    return notes

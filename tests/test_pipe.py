@@ -1,0 +1,200 @@
+"""Pipes: one pass, in order, every frame with its time, and an end that is an end."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import pytest
+from torch.utils.dlpack import from_dlpack
+
+from hat_video.errors import CancelledError, OptionError, SourceError, StrictError
+from hat_video.jobs.options import UpscaleOptions
+from hat_video.jobs.stream import StreamReport, upscale_stream
+from hat_video.media.probe import probe
+from tests.clips import make_clip
+
+FAST = UpscaleOptions(model="bicubic", scale=2, preset="ultrafast", jobs=2)
+
+
+class OneWay(io.RawIOBase):
+    """A file that cannot be moved in, as a pipe."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def seek(self, *_: object) -> int:
+        raise OSError("Illegal seek")
+
+
+def run(source: Path, target: Path, options: UpscaleOptions = FAST, form: str = "mkv") -> StreamReport:
+    with source.open("rb") as file, target.open("wb") as out:
+        return upscale_stream(OneWay(file), out, options, form=form)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["mkv", "nut"])
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".flv"])
+def test_frames_sound_and_time_go_through(tmp_path: Path, suffix: str, form: str) -> None:
+    clip = make_clip(tmp_path / f"clip{suffix}", width=64, height=48, frames=40, subtitles=False)
+    report = run(clip, tmp_path / f"out.{form}", form=form)
+    assert report.frames == 40
+    before, after = probe(clip), probe(tmp_path / f"out.{form}")
+    assert (after.video.width, after.video.height) == (128, 96)
+    times = [[pts * found.video.time_base for pts in found.index.pts] for found in (before, after)]
+    offset = times[1][0] - times[0][0]
+    assert max(abs(b - a - offset) for a, b in zip(*times, strict=True)) <= Fraction(1, 1000)
+    assert [s.kind for s in after.streams] == [s.kind for s in before.streams]
+    with av.open(str(clip)) as a, av.open(str(tmp_path / f"out.{form}")) as b:
+        starts = [next(p for p in c.demux(audio=0) if p.pts is not None) for c in (a, b)]
+        sound = [p.pts * p.time_base for p in starts]
+    assert abs((sound[1] - times[1][0]) - (sound[0] - times[0][0])) <= Fraction(1, 1000)
+
+
+def test_variable_rate_stays_variable(tmp_path: Path) -> None:
+    pts = [0, 3, 4, 9, 10, 11, 20, 29]
+    clip = make_clip(tmp_path / "vfr.mkv", pts=pts, time_base=Fraction(1, 100), audio=())
+    run(clip, tmp_path / "out.mkv")
+    found = probe(tmp_path / "out.mkv")
+    assert [(p - found.index.pts[0]) * found.video.time_base for p in found.index.pts] == [
+        Fraction(p, 100) for p in pts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "tolerance"), [("yuv444p", 0), ("yuv444p10le", 0), ("gray", 0), ("yuv420p", 4), ("yuv422p", 4)]
+)
+def test_y4m_out_and_in(tmp_path: Path, pix_fmt: str, tolerance: int) -> None:
+    """Where chroma is not resampled, not a bit is lost; else luma only where a colour leaves the range of RGB."""
+    clip = make_clip(tmp_path / "clip.mkv", codec="ffv1", pix_fmt=pix_fmt, width=62, height=46, frames=5, audio=())
+    same = UpscaleOptions(model="bicubic", scale=1)
+    run(clip, tmp_path / "a.y4m", same, "y4m")
+    lossless = UpscaleOptions(model="bicubic", scale=1, encoder="ffv1")
+    run(tmp_path / "a.y4m", tmp_path / "b.mkv", lossless)
+    with av.open(str(clip)) as a, av.open(str(tmp_path / "a.y4m")) as y, av.open(str(tmp_path / "b.mkv")) as b:
+        for one, two, three in zip(a.decode(video=0), y.decode(video=0), b.decode(video=0), strict=True):
+            assert two.format.name.replace("yuvj", "yuv") == pix_fmt
+            for frame in (two, three):
+                planes = list(zip(frame.planes, one.planes, strict=True))
+                for mine, theirs in planes if not tolerance else planes[:1]:
+                    difference = from_dlpack(mine).int() - from_dlpack(theirs).int()
+                    assert difference.abs().max() <= tolerance
+
+
+def test_y4m_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", codec="ffv1", pix_fmt="bgr0", frames=2, audio=())
+    with pytest.raises(OptionError, match=r"y4m: cannot hold gbrp\w*; use --format mkv"):
+        run(clip, tmp_path / "a.y4m", UpscaleOptions(model="bicubic", scale=1), "y4m")
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no video at all\n" * 100)
+    (tmp_path / "empty").write_bytes(b"")
+    for name in ("text", "empty"):
+        with pytest.raises(SourceError, match="not a media stream"):
+            run(tmp_path / name, tmp_path / "out.mkv")
+    clip = make_clip(tmp_path / "clip.mkv", frames=3)
+    with pytest.raises(OptionError, match="--format avi: must be mkv, nut, y4m"):
+        run(clip, tmp_path / "out.avi", form="avi")
+    sound = tmp_path / "sound.mkv"
+    with av.open(str(clip)) as source, av.open(str(sound), "w") as out:
+        stream = out.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(audio=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    with pytest.raises(SourceError, match="no video stream"):
+        run(sound, tmp_path / "out.mkv")
+
+
+def test_strict_refuses_what_a_pipe_would_lose(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", frames=3, subtitles=True)
+    with pytest.raises(StrictError, match="subtitle"):
+        run(clip, tmp_path / "out.nut", UpscaleOptions(model="bicubic", scale=2, strict=True), "nut")
+
+
+def test_cancelled_says_how_far_it_came(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", frames=60)
+    stop = threading.Event()
+    count = 0
+
+    def tell(frames: int) -> None:
+        nonlocal count
+        count += frames
+        if count == 10:
+            stop.set()
+
+    before = threading.active_count()
+    with (
+        clip.open("rb") as file,
+        (tmp_path / "out.mkv").open("wb") as out,
+        pytest.raises(CancelledError, match="after"),
+    ):
+        upscale_stream(OneWay(file), out, FAST, on_frames=tell, cancel=stop)  # type: ignore[arg-type]
+    assert threading.active_count() == before
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "hat_video", "upscale", "--model", "bicubic", "--scale", "2", *words]
+
+
+def test_the_command_in_the_middle_of_a_pipe(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.ts", frames=30)
+    with clip.open("rb") as file:
+        made = subprocess.run(
+            command("-", "-o", "-", "--format", "mkv"), stdin=file, capture_output=True, check=True, timeout=100
+        )
+    (tmp_path / "out.mkv").write_bytes(made.stdout)
+    assert len(probe(tmp_path / "out.mkv").index.pts) == 30
+    assert b"30 frames" in made.stderr
+
+
+def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", width=160, height=120, frames=200, audio=())
+    with clip.open("rb") as file:
+        child = subprocess.Popen(
+            command("-", "-o", "-", "--format", "y4m"), stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        child.stdout.read(1000)
+        child.stdout.close()
+        assert child.stderr is not None
+        errors = child.stderr.read().decode()
+        assert child.wait(timeout=60) != 0
+    assert "Traceback" not in errors
+    assert len(errors.splitlines()) <= 1
+
+
+def test_a_fifo_is_a_pipe_too(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", frames=12, audio=())
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with clip.open("rb") as file:
+        feeder = subprocess.Popen(["tee", str(fifo)], stdin=file, stdout=subprocess.DEVNULL)
+        made = subprocess.run(command(str(fifo), "-o", "-"), capture_output=True, check=True, timeout=100)
+        feeder.wait(timeout=10)
+    (tmp_path / "out.mkv").write_bytes(made.stdout)
+    assert len(probe(tmp_path / "out.mkv").index.pts) == 12
+
+
+def test_a_size_is_reached_and_a_range_is_refused(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", width=96, height=64, frames=6, sample_aspect_ratio=Fraction(4, 3))
+    options = UpscaleOptions(model="bicubic", size="150p", preset="ultrafast")
+    assert run(clip, tmp_path / "out.mkv", options).scale == 4
+    made = probe(tmp_path / "out.mkv").video
+    assert (made.width, made.height, made.sample_aspect_ratio) == (300, 150, 1)
+    for choices in ({"start": "1"}, {"duration": "1"}):
+        with pytest.raises(OptionError, match="give a file"):
+            run(clip, tmp_path / "no.mkv", UpscaleOptions(model="bicubic", scale=2, **choices))  # type: ignore[arg-type]
