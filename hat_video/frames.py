@@ -151,6 +151,8 @@ class VideoInfo:
     """True where frames are woven of two fields, as the decoder or the container marks them."""
     hdr: HdrInfo | None = None
     """Mastering display and content light level; None where the file has neither."""
+    stereo: str | None = None
+    """How two views lie in the picture, by Matroska's name (`left_right`); None for a single view."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:

@@ -9,14 +9,18 @@ from hat_video.errors import OptionError
 from hat_video.frames import VideoInfo
 from hat_video.jobs.plan import cut_segments
 from hat_video.media.deinterlace import prepare
+from hat_video.media.hdr import hdr_written_by
 from hat_video.media.opening import Limits
 from hat_video.media.passthrough import StreamPlan, plan_streams
 from hat_video.media.probe import Probe, probe
 from hat_video.media.source import open_source
+from hat_video.media.stereo import stereo_written_by
 from hat_video.media.verify import Verdict, verify
 
 __all__ = ["Verification", "verify_files"]
 
+# Codec to the encoder that would have written it here.
+_ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "libdav1d": "libsvtav1"}
 _SECONDS_BETWEEN_PLACES = 10
 
 
@@ -132,8 +136,16 @@ def _expected(found: Probe, made: Probe, assumed: list[str]) -> VideoInfo:
             shape = after.sample_aspect_ratio
     if after.pixel_format.bit_depth < before.pixel_format.bit_depth:
         assumed.append(f"{before.pixel_format.bit_depth} bits became {after.pixel_format.bit_depth}")
+    hdr = hdr_written_by(_ENCODERS.get(made.codec, ""), before.hdr)
+    if hdr != before.hdr and after.hdr is None:
+        assumed.append(f"{made.codec} was written without the source's HDR metadata")
+    stereo = stereo_written_by(_ENCODERS.get(made.codec, ""), _container_of(made), before.stereo)
+    if stereo != before.stereo:
+        assumed.append(f"two views ({before.stereo}) cannot be told in this file")
     return replace(
         before,
+        hdr=hdr,
+        stereo=stereo,
         width=after.width,
         height=after.height,
         pixel_format=after.pixel_format,

@@ -24,6 +24,7 @@ from torch.utils.dlpack import from_dlpack
 from hat_video.errors import SourceError
 from hat_video.frames import ColorInfo, PixelFormat, Siting, VideoInfo
 from hat_video.media.hdr import dynamic_hdr_of, hdr_of, side_data_of
+from hat_video.media.stereo import is_spherical, stereo_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -121,6 +122,8 @@ def describe(
     notes = [f"its {name} (HDR metadata of single scenes) is dropped" for name in dynamic_hdr_of(frame)]
     if side_data_of(frame) is None:
         notes.append("its frames carry side data of a kind unknown here: HDR metadata, if there is any, is lost")
+    if is_spherical(frame):
+        notes.append("that its picture is spherical is dropped: it cannot be written here")
     is_woven = bool(frame.interlaced_frame) if is_interlaced is None else is_interlaced
     if is_woven:
         notes.append("its frames are interlaced: woven of two fields each")
@@ -135,6 +138,7 @@ def describe(
         display_matrix=_display_matrix(frame),
         is_interlaced=is_woven,
         hdr=hdr_of(frame),
+        stereo=stereo_of(frame),
     )
     return video, notes
 

@@ -24,6 +24,7 @@ from hat_video.errors import OptionError, OutputError
 from hat_video.frames import ColorInfo, FrameBatch, PixelFormat, VideoInfo
 from hat_video.media.formats import choose_format, choose_shape
 from hat_video.media.hdr import hdr_options, hdr_written_by
+from hat_video.media.stereo import stereo_options, stereo_written_by
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -135,13 +136,15 @@ def plan_encoder(
     given, planar = choose_format(name, container, source.pixel_format, pixel_format)
     width, height, shape = choose_shape(source, width, height, name, container)
     hdr = hdr_written_by(name, source.hdr)
-    own = {**defaults.options, **_repeatable(name), **_safe(name, width), **_of_format(name, planar)}
+    own: Mapping[str, str] = {**defaults.options, **_repeatable(name), **_safe(name, width), **_of_format(name, planar)}
+    for more in (hdr_options(name, hdr), stereo_options(name, source.stereo)):
+        own = _merged(own, more)
     spec = EncoderSpec(
         name=name,
         pixel_format=given,
         crf=defaults.crf if crf is None else crf,
         preset=preset or defaults.preset,
-        options=_merged(_merged(own, hdr_options(name, hdr)), options or {}),
+        options=_merged(own, options or {}),
         threads=threads,
     )
     video = replace(
@@ -152,6 +155,7 @@ def plan_encoder(
         color=_output_color(source, planar),
         sample_aspect_ratio=shape,
         hdr=hdr,
+        stereo=stereo_written_by(name, container, source.stereo),
     )
     _try(spec, video, container)
     return spec, video

@@ -135,6 +135,11 @@ def encoder_losses(source: VideoInfo, video: VideoInfo, encoder: str, pixel_form
         ):
             if was is not None and now is None:
                 losses.append(f"its {name} (HDR10) is dropped: {encoder} cannot write it; libx265 and libsvtav1 can")
+    if video.stereo != source.stereo:
+        losses.append(
+            f"that its picture holds two views ({source.stereo}) is dropped: {encoder} cannot say it, nor can this"
+            " container; libx264 can where the left view comes first, .mkv always can"
+        )
     if video.sample_aspect_ratio != source.sample_aspect_ratio:
         losses.append(
             f"its sample aspect ratio {source.sample_aspect_ratio.numerator}:{source.sample_aspect_ratio.denominator}"

@@ -254,6 +254,8 @@ class _Film:
         tags = {key: value for key, value in tags.items() if key.lower() != "alpha_mode"}
         if self._video.pixel_format.has_alpha and main.codec_context.name in ("vp8", "vp9"):
             tags["alpha_mode"] = "1"
+        if self._video.stereo is not None:
+            tags["stereo_mode"] = self._video.stereo
         main.metadata.update(tags)
         main.disposition = original.disposition
         timecode = next(

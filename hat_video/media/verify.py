@@ -301,6 +301,8 @@ class _Proof:
         # Where none was promised, an option of the encoder may still have written some.
         if video.hdr is not None and seen.hdr != video.hdr:
             self.problems.append(f"HDR metadata is {seen.hdr}, not {video.hdr}")
+        if video.stereo is not None and seen.stereo != video.stereo:
+            self.problems.append(f"views lie {seen.stereo or 'nowhere'}, not {video.stereo}")
 
     def _check_streams(
         self, pairs: Sequence[tuple[StreamPlan, Stream]], tallies: Mapping[int, _Tally], offset: Fraction
