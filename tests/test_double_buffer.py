@@ -1,12 +1,18 @@
 """Threads that run ahead: order, bounded room, errors once, and nobody left behind."""
 
+import json
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from hat_video.inference.double_buffer import Prefetch, map_in_flight
+from hat_video.errors import OutputError
+from hat_video.inference.double_buffer import Prefetch, ThreadLane, map_in_flight, run_through
+from hat_video.inference.timeline import Timeline, busy_share, write_trace
 
 
 def our_threads() -> list[str]:
@@ -113,3 +119,113 @@ def test_in_flight_ends_when_stopped() -> None:
 
     assert len(list(map_in_flight(work, range(100_000), workers=2, stop=stop))) < 1000
     assert our_threads() == []
+
+
+def lanes(*workers: int, timeline: Timeline | None = None) -> list[ThreadLane]:
+    return [ThreadLane(f"lane {n}", count, timeline) for n, count in enumerate(workers)]
+
+
+def test_stages_follow_each_other_and_items_keep_their_order() -> None:
+    copy_in, compute, copy_out = lanes(1, 3, 1)
+
+    def uneven(item: int) -> int:
+        time.sleep(0.01 * (item % 3))
+        return item + 1
+
+    stages = [(copy_in, lambda item: item * 2), (compute, uneven), (copy_out, str)]
+    got = list(run_through(range(30), stages, depth=4, stop=threading.Event()))
+    assert got == [str(2 * item + 1) for item in range(30)]
+    assert our_threads() == []
+
+
+def test_one_batch_comes_while_one_is_computed_and_one_leaves() -> None:
+    timeline = Timeline(keeps_spans=True)
+    meeting = threading.Barrier(3, timeout=5)
+
+    def work(stage: int, item: int) -> int:
+        # While item k is in the first stage, k - 1 must be in the second and k - 2 in the third, or all of them wait.
+        if 2 <= item + stage < 20:
+            meeting.wait()
+        return item
+
+    stages = [(lane, partial(work, n)) for n, lane in enumerate(lanes(1, 1, 1, timeline=timeline))]
+    assert list(run_through(range(20), stages, depth=4, stop=threading.Event())) == list(range(20))
+    assert busy_share(timeline.spans, "lane 0", during="lane 2") > 0.2
+
+
+def test_no_more_are_on_their_way_than_asked_for() -> None:
+    given = 0
+
+    def source() -> Iterator[int]:
+        nonlocal given
+        while True:
+            given += 1
+            yield given
+
+    stages = [(lane, lambda item: item) for lane in lanes(1, 1, 1)]
+    through = run_through(source(), stages, depth=2, stop=threading.Event())
+    for _ in range(5):
+        next(through)
+    assert given == 5 + 2
+    through.close()
+    assert our_threads() == []
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_an_error_in_any_stage_comes_in_its_turn(stage: int) -> None:
+    def fail(item: int) -> int:
+        if item == 7:
+            raise ValueError(f"item {item}")
+        return item
+
+    stages = [(lane, fail if n == stage else lambda item: item) for n, lane in enumerate(lanes(1, 2, 1))]
+    seen = []
+    with pytest.raises(ValueError, match="item 7"):
+        seen.extend(run_through(range(100), stages, depth=3, stop=threading.Event()))
+    assert our_threads() == []
+
+
+def test_stopping_leaves_no_thread_in_any_stage() -> None:
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    stages = [(lane, lambda item: time.sleep(0.002)) for lane in lanes(1, 2, 1)]
+    assert len(list(run_through(iter(int, 1), stages, depth=3, stop=stop))) < 1000
+    assert our_threads() == []
+
+
+def test_what_an_item_needs_is_kept_until_it_is_through() -> None:
+    """A stage may still read what the stage before has made: nobody may free it until the last stage is done."""
+    gone: list[int] = []
+
+    class Buffer:
+        def __init__(self, number: int) -> None:
+            self.number = number
+            weakref.finalize(self, gone.append, number)
+
+    def last(buffer: Buffer) -> int:
+        number = buffer.number
+        time.sleep(0.01)
+        assert number not in gone
+        return number
+
+    first, second = lanes(1, 1)
+    assert list(run_through(range(20), [(first, Buffer), (second, last)], depth=3, stop=threading.Event())) == list(
+        range(20)
+    )
+
+
+def test_a_trace_shows_the_overlap(tmp_path: Path) -> None:
+    spans = [("decode", 0.0, 1.0, 0), ("model", 1.0, 3.0, 0), ("model", 2.0, 4.0, 40), ("decode", 2.0, 2.5, 40)]
+    assert busy_share(spans, "decode", during="model") == pytest.approx(0.5 / 3)
+    assert busy_share(spans, "model", during="decode") == pytest.approx(0.5 / 1.5)
+    assert busy_share(spans, "encode", during="model") == 0
+    assert busy_share(spans, "model", during="encode") == 0
+    write_trace(tmp_path / "trace.json", spans)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    rows = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    work = [event for event in events if event["ph"] == "X"]
+    assert sorted((rows[e["tid"]], e["ts"], e["dur"]) for e in work) == [
+        ("decode", 0.0, 1e6), ("decode", 2e6, 0.5e6), ("model", 1e6, 2e6), ("model 2", 2e6, 2e6),
+    ]  # fmt: skip
+    with pytest.raises(OutputError, match="--trace"):
+        write_trace(tmp_path / "none" / "trace.json", spans)

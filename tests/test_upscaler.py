@@ -7,6 +7,8 @@ import platform
 import resource
 import threading
 from dataclasses import replace
+from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -16,8 +18,14 @@ from hat_video.inference.double_buffer import map_in_flight
 from hat_video.inference.precision import has_fast_bf16
 from hat_video.inference.tiling import overlap_of, tile_starts, tiled
 from hat_video.inference.upscaler import Upscaler
+from hat_video.jobs.file import upscale_file
+from hat_video.jobs.options import UpscaleOptions
+from hat_video.jobs.plan import plan_file
+from hat_video.jobs.work import Worker
+from hat_video.media.source import open_source
 from hat_video.model.resample import enlarge
 from hat_video.model.zoo import Model, load_model
+from tests.clips import make_clip
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +83,48 @@ def test_a_batch_that_is_not_finite_is_redone_safer(nano: Model) -> None:
     out = guarded(frame)
     assert guarded.redone == 1
     assert torch.equal(out, Upscaler(model, precision="bf16")(frame))
+
+
+def test_unchecked_says_whether_all_is_finite(nano: Model) -> None:
+    frame = torch.rand(1, 3, 16, 16)
+    fine = Upscaler(nano, precision="fp32")
+    out, is_finite = fine.unchecked(frame)
+    assert bool(is_finite)
+    assert torch.equal(out, fine(frame))
+    assert not bool(Upscaler(poisoned(nano, 1e6), precision="fp16").unchecked(frame)[1])
+
+
+def test_frames_that_are_not_finite_are_redone_in_a_film(nano: Model, tmp_path: Path) -> None:
+    """A model whose fp16 overflows: the film is the one that bf16 gives, and the report says how often."""
+    clip = make_clip(tmp_path / "clip.mp4", width=16, height=16, frames=5, audio=())
+    model, films = poisoned(nano, 1e6), {}
+    for precision in ("fp16", "bf16"):
+        output = tmp_path / f"{precision}.mkv"
+        options = UpscaleOptions(encoder="ffv1", precision=precision, jobs=2)  # type: ignore[arg-type]
+        report = upscale_file(clip, output, options, model=model)
+        with open_source(output) as source:
+            films[precision] = [batch.planes for batch in source.read()]
+        redone = [note for note in report.notes if "non-finite" in note]
+        assert redone == (["5 batches gave non-finite values and were computed again one precision safer"]
+                          if precision == "fp16" else [])  # fmt: skip
+    for ours, theirs in zip(films["fp16"], films["bf16"], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_frame_that_does_not_fit_is_named(nano: Model, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", width=16, height=16, frames=5, audio=(), rate=10)
+
+    def limit(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99999999999 bytes.")
+
+    plan = plan_file(clip, tmp_path / "out.mkv", UpscaleOptions(precision="fp32", jobs=1), nano)
+    plan.upscaler._network("fp32", 0).register_forward_pre_hook(limit)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    worker = Worker(plan.manifest, folder, upscaler=plan.upscaler, jobs=1, stop=Event(), on_batch=lambda batch: None)
+    with worker, pytest.raises(OutOfMemoryError, match=r"--tile 64 \(at the frame with pts 0\)"):
+        worker.work(plan.manifest.segments[0])
+    assert not list(folder.iterdir())
 
 
 def test_a_network_that_is_never_finite_is_an_error(nano: Model) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -95,27 +96,42 @@ class Upscaler:
             OutOfMemoryError: a single frame does not fit.
             WorkError: the network gives non-finite values even in fp32.
         """
+        return self._enlarged(rgb, self._guarded)
+
+    def unchecked(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without waiting for the device.
+
+        Returns:
+            What `__call__` returns, and a bool () on the device: False where it must be computed again by `__call__`,
+            which then goes one precision safer.
+        """
+        with torch.inference_mode():
+            out = self._enlarged(rgb, self._raw)
+            is_finite = _is_finite(out)
+            return out.clamp_(0, 1), is_finite
+
+    def _enlarged(self, rgb: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         if rgb.ndim != 4 or rgb.shape[1] != 3 or not rgb.is_floating_point() or 0 in rgb.shape:
             raise ValueError(f"rgb is {tuple(rgb.shape)} {rgb.dtype}; must be (N, 3, H, W) of a floating dtype")
         with torch.inference_mode():
             rgb = rgb.to(self.device, torch.float32)
             if self.model.kernel is not None:
                 return enlarge(rgb, self.scale, self.model.kernel).clamp_(0, 1)
-            return self._fitting(rgb)
+            return self._fitting(rgb, run)
 
-    def _fitting(self, rgb: Tensor) -> Tensor:
+    def _fitting(self, rgb: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         """In one go, or in halves where memory runs out."""
         try:
-            return self._guarded(rgb)
+            return run(rgb)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
         _free(self.device)
         half = rgb.shape[0] // 2
         if half:
-            return torch.cat([self._fitting(rgb[:half]), self._fitting(rgb[half:])])
+            return torch.cat([self._fitting(rgb[:half], run), self._fitting(rgb[half:], run)])
         try:
-            return self._guarded(rgb)
+            return run(rgb)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -126,12 +142,15 @@ class Upscaler:
             f" use --tile {max(64, (self.tile or min(rgb.shape[2:])) // 2)}"
         )
 
+    def _raw(self, rgb: Tensor) -> Tensor:
+        return self._run(self._network(self.precision, self.trunk_exponent), rgb)
+
     def _guarded(self, rgb: Tensor) -> Tensor:
         """Never lets a NaN or an infinity out: such a batch is computed again, one precision safer."""
         precision, exponent = self.precision, self.trunk_exponent
         while True:
             out = self._run(self._network(precision, exponent), rgb)
-            if bool(torch.isfinite(out).all()):
+            if bool(_is_finite(out)):
                 return out.clamp_(0, 1)
             if precision not in SAFER:
                 raise WorkError(
@@ -189,6 +208,11 @@ def _padded(rgb: Tensor, multiple: int) -> Tensor:
             pad = (0, missing, 0, 0) if axis == 3 else (0, 0, 0, missing)
             rgb = F.pad(rgb, pad, mode="reflect" if missing < size else "replicate")
     return rgb
+
+
+def _is_finite(out: Tensor) -> Tensor:
+    """A bool (): one NaN or infinity makes the sum one, and pixels near [0, 1] never sum up to infinity."""
+    return torch.isfinite(out.sum())
 
 
 def _is_out_of_memory(error: Exception) -> bool:

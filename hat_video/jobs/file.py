@@ -27,6 +27,7 @@ from hat_video.errors import (
     VerifyError,
 )
 from hat_video.frames import FrameBatch
+from hat_video.inference.timeline import write_trace
 from hat_video.jobs.choices import output_label
 from hat_video.jobs.engines import LocalEngine
 from hat_video.jobs.estimate import Estimate, Trial
@@ -257,11 +258,14 @@ class _Run:
                 stop=self.stop,
                 on_batch=self._count,
                 found=plan.probe,
+                keeps_spans=self.options.trace is not None,
             )
             trial = Trial(manifest, plan.probe, folder, in_flight=jobs, to_do=to_do, began=self._began)
             with worker, trial as self._trial:
                 for record in LocalEngine(worker).map(to_do):
                     records[record.id] = record
+                if self.options.trace is not None:
+                    write_trace(self.options.trace, worker.spans)
         return [records[segment.id] for segment in manifest.segments], reused
 
     def _finish(self, plan: Plan, folder: Path, records: list[SegmentRecord], reused: int) -> FileReport:

@@ -71,6 +71,7 @@ class UpscaleOptions:
     segment: Annotated[float, "seconds in a segment: the most that a crash can cost"] = 10.0
     jobs: Annotated[int | None, "frames in flight on a CPU; default: one a core"] = None
     work_dir: Annotated[Path | None, "where segments are kept meanwhile; default: .hat-video beside the output"] = None
+    trace: Annotated[Path | None, "write when each stage was busy, as a Chrome trace (ui.perfetto.dev)"] = None
     keep_work: Annotated[bool, "keep the segments after the file is finished"] = False
     overwrite: Annotated[bool, "replace an output that these settings did not make"] = False
     verify: Annotated[

@@ -17,12 +17,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
-from hat_video.errors import CancelledError, OutputError, WorkError
+from hat_video.errors import CancelledError, OutOfMemoryError, OutputError, WorkError
 from hat_video.frames import FrameBatch
-from hat_video.inference.double_buffer import Prefetch, map_in_flight
+from hat_video.inference.double_buffer import Lane, Prefetch, StreamLane, ThreadLane, run_through
+from hat_video.inference.timeline import Span, Timeline
 from hat_video.inference.upscaler import Upscaler
 from hat_video.jobs.picture import upscale_planes
 from hat_video.jobs.plan import Manifest, Segment
@@ -115,6 +119,22 @@ def read_record(folder: Path, manifest: Manifest, segment: Segment) -> SegmentRe
     return record
 
 
+@dataclass(frozen=True, slots=True)
+class _Upscaled:
+    """A batch on its way from the network to the encoder."""
+
+    source: FrameBatch
+    planes: tuple[Tensor, ...]
+    is_finite: Tensor
+    """A bool (), where the planes are."""
+
+    @property
+    def pts(self) -> tuple[int, ...]:
+        return self.source.pts
+
+
+# Double buffering: one batch is computed while another comes or goes.
+_BATCHES_ON_GPU = 2
 _CURE = "remove the work folder with `hat-video clean` and run again"
 
 
@@ -129,6 +149,7 @@ class Worker:
         stop: shared by all that belongs to the run; once set, `work` raises `CancelledError` soon.
         on_batch: called with each batch that was handed to the encoder, from the caller's thread.
         found: the probe of the source, where there is one already.
+        keeps_spans: remember when each stage was busy with what, in `spans`.
     """
 
     def __init__(
@@ -141,6 +162,7 @@ class Worker:
         stop: threading.Event,
         on_batch: Callable[[FrameBatch], None],
         found: Probe | None = None,
+        keeps_spans: bool = False,
     ) -> None:
         self._manifest = manifest
         self._folder = folder
@@ -152,7 +174,9 @@ class Worker:
         has_alpha = manifest.source_video.pixel_format.has_alpha
         found = found or prepare(probe(manifest.source), deinterlace=recipe.deinterlace, has_alpha=has_alpha)
         self._source = open_source(manifest.source, decoder=recipe.decoder, probe=found, batch=recipe.batch)
-        self._model_seconds: list[float] = []
+        self._keeps_spans = keeps_spans
+        self.spans: list[Span] = []
+        """Of all segments so far; empty unless they are kept."""
         self._hashes: list[str] = []
 
     def __enter__(self) -> Worker:
@@ -174,12 +198,11 @@ class Worker:
         part = self._folder / f".tmp-{segment.id:05d}-{uuid.uuid4().hex}.mkv"
         self._source.lost.clear()
         self._source.corrupt.clear()
-        self._model_seconds = []
         self._hashes = []
         redone = self._upscaler.redone
-        clock = {"decode": 0.0, "encode": 0.0}
+        timeline = Timeline(keeps_spans=self._keeps_spans)
         try:
-            facts = self._make(segment, part, clock)
+            facts = self._make(segment, part, timeline)
             if self._stop.is_set():
                 raise CancelledError("stopped")
             self._check(segment, facts)
@@ -187,7 +210,9 @@ class Worker:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        seconds = {**clock, "model": sum(self._model_seconds), "wall": time.perf_counter() - began}
+        self.spans += timeline.spans
+        seconds = {name: timeline.seconds(name) for name in ("decode", "model", "encode")}
+        seconds["wall"] = time.perf_counter() - began
         record = SegmentRecord(
             key=self._manifest.key,
             id=segment.id,
@@ -205,35 +230,63 @@ class Worker:
         write_atomically(self._folder / f"seg-{segment.id:05d}.json", TypeAdapter(SegmentRecord).dump_json(record))
         return record
 
-    def _make(self, segment: Segment, part: Path, clock: dict[str, float]) -> SegmentFacts | None:
-        decoded = _timed(self._source.read(segment.start_pts, segment.end_pts), clock, "decode")
+    def _make(self, segment: Segment, part: Path, timeline: Timeline) -> SegmentFacts | None:
+        decoded = _timed(self._source.read(segment.start_pts, segment.end_pts), timeline, "decode")
+        stages, depth = self._stages(timeline)
         with (
-            Prefetch(decoded, depth=2 * self._jobs, stop=self._stop, name="hat-video-decode") as frames,
-            closing(map_in_flight(self._upscale, frames, workers=self._jobs, stop=self._stop)) as upscaled,
+            Prefetch(decoded, depth=depth, stop=self._stop, name="hat-video-decode") as frames,
+            closing(run_through(frames, stages, depth=depth, stop=self._stop)) as made,
         ):
-            first = next(upscaled, None)
+            first = next(made, None)
             if first is None:
                 return None
             with SegmentWriter(part, self._manifest.recipe.encoder, self._manifest.video) as writer:
-                batch: FrameBatch | None = first
-                while batch is not None:
-                    began = time.perf_counter()
-                    if is_lossless(self._manifest.recipe.encoder):
-                        self._hashes += (hash_planes([p[i] for p in batch.planes]) for i in range(len(batch)))
-                    writer.write(batch)
-                    clock["encode"] += time.perf_counter() - began
+                upscaled: _Upscaled | None = first
+                while upscaled is not None:
+                    batch = self._settled(upscaled)
+                    with timeline.span("encode", batch.pts[0]):
+                        if is_lossless(self._manifest.recipe.encoder):
+                            self._hashes += (hash_planes([p[i] for p in batch.planes]) for i in range(len(batch)))
+                        writer.write(batch)
                     self._on_batch(batch)
-                    batch = next(upscaled, None)
-                began = time.perf_counter()
-                facts = writer.close()
-                clock["encode"] += time.perf_counter() - began
+                    upscaled = next(made, None)
+                with timeline.span("encode"):
+                    facts = writer.close()
         return facts
 
-    def _upscale(self, batch: FrameBatch) -> FrameBatch:
-        began = time.perf_counter()
+    def _stages(self, timeline: Timeline) -> tuple[list[tuple[Lane, Callable[[Any], Any]]], int]:
+        """Where a batch goes, and how many are on their way at once."""
+        device = self._upscaler.device
+        if device.type != "cuda":
+            return [(ThreadLane("model", self._jobs, timeline), self._upscale)], 2 * self._jobs
+        return [
+            (StreamLane("copy in", device, timeline), lambda batch: _on_device(batch, device)),
+            (StreamLane("model", device, timeline), self._upscale),
+            (StreamLane("copy out", device, timeline), _off_device),
+        ], _BATCHES_ON_GPU
+
+    def _upscale(self, batch: FrameBatch) -> _Upscaled:
+        """Waits for no device."""
         manifest = self._manifest
-        planes = upscale_planes(batch.planes, manifest.source_video, manifest.video, self._upscaler)
-        self._model_seconds.append(time.perf_counter() - began)
+        finite: list[Tensor] = []
+
+        def network(rgb: Tensor) -> Tensor:
+            out, is_finite = self._upscaler.unchecked(rgb)
+            finite.append(is_finite)
+            return out
+
+        try:
+            planes = upscale_planes(batch.planes, manifest.source_video, manifest.video, network)
+        except (OutOfMemoryError, WorkError) as error:
+            raise type(error)(f"{error} (at the frame with pts {batch.pts[0]})") from error.__cause__
+        return _Upscaled(batch, planes, torch.stack(finite).all())
+
+    def _settled(self, upscaled: _Upscaled) -> FrameBatch:
+        """The frames; computed again, and then safely, where the network gave something that is no picture."""
+        manifest, batch, planes = self._manifest, upscaled.source, upscaled.planes
+        if not bool(upscaled.is_finite):
+            planes = upscale_planes(batch.planes, manifest.source_video, manifest.video, self._upscaler)
+            planes = tuple(plane.cpu() for plane in planes)
         return FrameBatch(planes, batch.pts)
 
     def _check(self, segment: Segment, facts: SegmentFacts | None) -> None:
@@ -255,12 +308,28 @@ class Worker:
         return name
 
 
-def _timed(items: Iterable[FrameBatch], clock: dict[str, float], name: str) -> Iterator[FrameBatch]:
+def _on_device(batch: FrameBatch, device: torch.device) -> FrameBatch:
+    """The copy goes by itself, since it comes from pinned memory; torch keeps that until the copy is through."""
+    planes = (plane if plane.is_cuda else plane.pin_memory().to(device, non_blocking=True) for plane in batch.planes)
+    return FrameBatch(tuple(planes), batch.pts)
+
+
+def _off_device(upscaled: _Upscaled) -> _Upscaled:
+    """To pinned memory, by itself."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
+
+    return _Upscaled(upscaled.source, tuple(map(moved, upscaled.planes)), moved(upscaled.is_finite))
+
+
+def _timed(items: Iterable[FrameBatch], timeline: Timeline, name: str) -> Iterator[FrameBatch]:
     iterator = iter(items)
     while True:
         began = time.perf_counter()
         item = next(iterator, None)
-        clock[name] += time.perf_counter() - began
+        timeline.add(name, began, time.perf_counter(), None if item is None else item.pts[0])
         if item is None:
             return
         yield item
