@@ -110,14 +110,25 @@ class Upscaler:
             is_finite = _is_finite(out)
             return out.clamp_(0, 1), is_finite
 
-    def _enlarged(self, rgb: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    def fits(self, rgb: Tensor) -> bool:
+        """Whether a batch goes through in one piece, with the memory that there is; it is computed for that."""
+        try:
+            self._enlarged(rgb, self._raw, is_trial=True)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            _free(self.device)
+            return False
+        return True
+
+    def _enlarged(self, rgb: Tensor, run: Callable[[Tensor], Tensor], *, is_trial: bool = False) -> Tensor:
         if rgb.ndim != 4 or rgb.shape[1] != 3 or not rgb.is_floating_point() or 0 in rgb.shape:
             raise ValueError(f"rgb is {tuple(rgb.shape)} {rgb.dtype}; must be (N, 3, H, W) of a floating dtype")
         with torch.inference_mode():
             rgb = rgb.to(self.device, torch.float32)
             if self.model.kernel is not None:
                 return enlarge(rgb, self.scale, self.model.kernel).clamp_(0, 1)
-            return self._fitting(rgb, run)
+            return run(rgb) if is_trial else self._fitting(rgb, run)
 
     def _fitting(self, rgb: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         """In one go, or in halves where memory runs out."""

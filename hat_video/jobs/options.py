@@ -67,7 +67,7 @@ class UpscaleOptions:
     tile: Annotated[int | None, "side of a tile in source pixels; default: whole frames where they fit in memory"] = (
         None
     )
-    batch: Annotated[int, "frames that go through the network together"] = 1
+    batch: Annotated[int | None, "frames that go through the network together; default: 1, on a GPU what fits"] = None
     segment: Annotated[float, "seconds in a segment: the most that a crash can cost"] = 10.0
     jobs: Annotated[int | None, "frames in flight on a CPU; default: one a core"] = None
     work_dir: Annotated[Path | None, "where segments are kept meanwhile; default: .hat-video beside the output"] = None

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from hat_video.errors import OptionError, StrictError
 from hat_video.frames import VideoInfo
+from hat_video.inference.fit import Fit, fit_to_gpu, gpu_memory, trial_bytes
 from hat_video.inference.upscaler import Upscaler
 from hat_video.jobs.choices import load_chosen_model, settle_span, size_notes
 from hat_video.jobs.options import UpscaleOptions
@@ -228,8 +229,9 @@ def plan_file(
         tags = tags_that_get_lost(source, container)
         dropped = [f"{container} does not keep the tags {', '.join(tags)}"] if tags else []
         _refuse_losses(found, streams, [*losses, *dropped])
-    tile = options.tile or _tile_that_fits(model, found.video, options.jobs or cpu_count())
-    upscaler = Upscaler(model, device=options.device, precision=options.precision, tile=tile)
+    upscaler = Upscaler(model, device=options.device, precision=options.precision, tile=options.tile)
+    fit = _fit(upscaler, found.video, options)
+    upscaler.tile = fit.tile
     recipe = Recipe(
         model=model.name,
         model_sha256=model.sha256,
@@ -240,8 +242,8 @@ def plan_file(
         backend="torch",
         precision=upscaler.precision,
         trunk_exponent=upscaler.trunk_exponent,
-        tile=upscaler.tile,
-        batch=options.batch,
+        tile=fit.tile,
+        batch=fit.batch,
         decoder=decoder,
         deinterlace=found.deinterlace,
         segment_seconds=options.segment,
@@ -299,6 +301,19 @@ def _refuse_losses(found: Probe, streams: tuple[StreamPlan, ...], losses: list[s
         raise StrictError(
             f"{found.path}: --strict refuses to drop {'; '.join(dropped)}; .mkv holds the most kinds of streams"
         )
+
+
+def _fit(upscaler: Upscaler, video: VideoInfo, options: UpscaleOptions) -> Fit:
+    if upscaler.device.type != "cuda":
+        tile = options.tile or _tile_that_fits(upscaler.model, video, options.jobs or cpu_count())
+        return Fit(tile, options.batch or 1)
+
+    def trial(tile: int | None, frames: int) -> int | None:
+        upscaler.tile = tile
+        return trial_bytes(upscaler, frames, video.height, video.width)
+
+    memory = gpu_memory(upscaler.device)
+    return fit_to_gpu(video.height, video.width, memory, trial, tile=options.tile, batch=options.batch)
 
 
 def _tile_that_fits(model: Model, video: VideoInfo, in_flight: int) -> int | None:
