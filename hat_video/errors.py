@@ -69,6 +69,10 @@ class OutOfMemoryError(WorkError, MemoryError):
     """A frame does not fit in memory, even alone in its batch."""
 
 
+class DeviceLostError(WorkError):
+    """A GPU failed in the middle of the work; another one may still do it."""
+
+
 class VerifyError(HatVideoError, RuntimeError):
     """The finished file is not what was promised; it was not given its name."""
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from hat_video.errors import WorkError
+from hat_video.errors import DeviceLostError
 from hat_video.inference.timeline import Timeline
 
 __all__ = ["Lane", "Prefetch", "StreamLane", "ThreadLane", "Ticket", "map_in_flight", "run_through"]
@@ -260,7 +260,7 @@ def run_through(
 
     Raises:
         The first error of a stage, in the order of the items.
-        WorkError: the GPU failed; the message names the frames.
+        DeviceLostError: the GPU failed; the message names the frames.
     """
     pending: deque[tuple[int | None, Ticket[Any]]] = deque()
     try:
@@ -286,7 +286,7 @@ def _result(pts: int | None, ticket: Ticket[R]) -> R:
         return ticket.wait()
     except _GPU_ERROR as error:
         first = str(error).partition("\n")[0]
-        raise WorkError(f"the GPU failed at the frames from pts {pts}: {first}") from error
+        raise DeviceLostError(f"the GPU failed at the frames from pts {pts}: {first}") from error
 
 
 def map_in_flight(

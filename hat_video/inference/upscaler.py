@@ -18,7 +18,7 @@ from hat_video.inference.tiling import tiled
 from hat_video.model.resample import enlarge
 from hat_video.model.zoo import Model
 
-__all__ = ["Upscaler", "choose_device"]
+__all__ = ["Upscaler", "choose_device", "choose_devices"]
 
 
 class Upscaler:
@@ -34,12 +34,21 @@ class Upscaler:
             fp16, made safe by an exact scale of the residual trunk, where that agrees with fp32 on a calibration frame.
         tile: side of a tile in source pixels, 16 or more; whole frames if None. A tile is not the full frame: see
             `hat_video.inference.tiling`.
+        trunk_exponent: as another upscaler of the same model has found it, for fp16; found here if None.
 
     Raises:
         OptionError: a value that is not allowed, or a device that is not there.
     """
 
-    def __init__(self, model: Model, *, device: str = "auto", precision: str = "auto", tile: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        tile: int | None = None,
+        trunk_exponent: int | None = None,
+    ) -> None:
         if precision not in ("auto", *DTYPES):
             raise OptionError(f"--precision {precision}: must be auto, fp32, bf16 or fp16")
         if tile is not None and tile < 16:
@@ -57,14 +66,16 @@ class Upscaler:
         if model.network is not None:
             if self.device.type == "cpu":
                 keep_freed_memory()
-            self._settle(precision)
+            self._settle(precision, trunk_exponent)
 
-    def _settle(self, precision: str) -> None:
+    def _settle(self, precision: str, exponent: int | None) -> None:
         network = self.model.network
         if network is None:
             return
         frame = calibration_frame(network.config.multiple)
-        if precision == "auto":
+        if exponent is not None and precision != "auto":
+            self.precision, self.trunk_exponent = precision, exponent
+        elif precision == "auto":
             self.precision, self.trunk_exponent = choose(network, self.device, frame, self._network)
         else:
             self.precision = precision
@@ -208,6 +219,17 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     return device
+
+
+def choose_devices(names: str) -> list[torch.device]:
+    """One device, or several with commas, each of which gets a process; `all` is every GPU, or the CPU without one.
+
+    Raises:
+        OptionError: no such device.
+    """
+    if names == "all":
+        return [torch.device("cuda", n) for n in range(torch.cuda.device_count())] or [torch.device("cpu")]
+    return [choose_device(name.strip()) for name in names.split(",")]
 
 
 def _padded(rgb: Tensor, multiple: int) -> Tensor:

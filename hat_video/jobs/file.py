@@ -18,6 +18,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from hat_video.errors import (
     CancelledError,
     HatVideoError,
@@ -27,12 +29,13 @@ from hat_video.errors import (
     VerifyError,
 )
 from hat_video.frames import FrameBatch
-from hat_video.inference.timeline import write_trace
+from hat_video.inference.timeline import Span, write_trace
+from hat_video.inference.upscaler import choose_devices
 from hat_video.jobs.choices import output_label
-from hat_video.jobs.engines import LocalEngine
+from hat_video.jobs.engines import LocalEngine, ProcessEngine
 from hat_video.jobs.estimate import Estimate, Trial
 from hat_video.jobs.options import UpscaleOptions
-from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, cpu_count, plan_file
+from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, Segment, cpu_count, plan_file
 from hat_video.jobs.report import FileReport, Progress, Stage
 from hat_video.jobs.sequence import as_film
 from hat_video.jobs.work import SegmentRecord, Worker, read_record, write_atomically
@@ -250,23 +253,59 @@ class _Run:
         self._tell("work", force=True)
         if to_do:
             jobs = self.options.jobs or cpu_count()
-            worker = Worker(
-                manifest,
-                folder,
-                upscaler=plan.upscaler,
-                jobs=jobs,
-                stop=self.stop,
-                on_batch=self._count,
-                found=plan.probe,
-                keeps_spans=self.options.trace is not None,
-            )
-            trial = Trial(manifest, plan.probe, folder, in_flight=jobs, to_do=to_do, began=self._began)
-            with worker, trial as self._trial:
-                for record in LocalEngine(worker).map(to_do):
-                    records[record.id] = record
-                if self.options.trace is not None:
-                    write_trace(self.options.trace, worker.spans)
+            devices = choose_devices(self.options.device)
+            if len(devices) > 1:
+                self._work_in_processes(plan, folder, devices, jobs, to_do, records)
+            else:
+                self._work_here(plan, folder, jobs, to_do, records)
         return [records[segment.id] for segment in manifest.segments], reused
+
+    def _work_here(
+        self, plan: Plan, folder: Path, jobs: int, to_do: list[Segment], records: dict[int, SegmentRecord]
+    ) -> None:
+        worker = Worker(
+            plan.manifest,
+            folder,
+            upscaler=plan.upscaler,
+            jobs=jobs,
+            stop=self.stop,
+            on_batch=self._count,
+            found=plan.probe,
+            keeps_spans=self.options.trace is not None,
+        )
+        trial = Trial(plan.manifest, plan.probe, folder, in_flight=jobs, to_do=to_do, began=self._began)
+        with worker, trial as self._trial:
+            for record in LocalEngine(worker).map(to_do):
+                records[record.id] = record
+        self._write_trace(worker.spans)
+
+    def _work_in_processes(
+        self,
+        plan: Plan,
+        folder: Path,
+        devices: list[torch.device],
+        jobs: int,
+        to_do: list[Segment],
+        records: dict[int, SegmentRecord],
+    ) -> None:
+        engine = ProcessEngine(
+            plan.manifest,
+            folder,
+            plan.upscaler.model,
+            devices,
+            jobs=max(1, jobs // len(devices)),
+            stop=self.stop,
+            on_frames=self._count_frames,
+            keeps_spans=self.options.trace is not None,
+        )
+        for record in engine.map(to_do):
+            records[record.id] = record
+        self._notes += engine.notes
+        self._write_trace(engine.spans)
+
+    def _write_trace(self, spans: list[Span]) -> None:
+        if self.options.trace is not None:
+            write_trace(self.options.trace, spans)
 
     def _finish(self, plan: Plan, folder: Path, records: list[SegmentRecord], reused: int) -> FileReport:
         manifest = plan.manifest
@@ -425,9 +464,12 @@ class _Run:
         finally:
             self._seconds[name] = time.perf_counter() - began
 
-    def _count(self, batch: FrameBatch) -> None:
-        self._frames_done += len(batch)
+    def _count_frames(self, count: int) -> None:
+        self._frames_done += count
         self._tell("work")
+
+    def _count(self, batch: FrameBatch) -> None:
+        self._count_frames(len(batch))
         if self._on_estimate is not None and self._trial is not None:
             estimate = self._trial.feed(batch)
             if estimate is not None:

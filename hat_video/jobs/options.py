@@ -41,7 +41,7 @@ class UpscaleOptions:
     start: Annotated[str | None, "first moment: seconds or HH:MM:SS.mmm, from the clip's beginning"] = None
     duration: Annotated[str | None, "seconds or HH:MM:SS.mmm from there; default: to the end"] = None
     rate: Annotated[str | None, "frames a second of a sequence of pictures (frame_%04d.png): 24, 23.976"] = None
-    device: Annotated[str, "auto, cpu, cuda or cuda:N"] = "auto"
+    device: Annotated[str, "auto, cpu, cuda, cuda:N; several with commas, or all GPUs: all"] = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], "the network's arithmetic; auto: the fastest safe one"
     ] = "auto"

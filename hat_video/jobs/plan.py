@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from hat_video.errors import OptionError, StrictError
 from hat_video.frames import VideoInfo
 from hat_video.inference.fit import Fit, fit_to_gpu, gpu_memory, trial_bytes
-from hat_video.inference.upscaler import Upscaler
+from hat_video.inference.upscaler import Upscaler, choose_devices
 from hat_video.jobs.choices import load_chosen_model, settle_span, size_notes
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.size import parse_size, settle_size
@@ -229,7 +229,8 @@ def plan_file(
         tags = tags_that_get_lost(source, container)
         dropped = [f"{container} does not keep the tags {', '.join(tags)}"] if tags else []
         _refuse_losses(found, streams, [*losses, *dropped])
-    upscaler = Upscaler(model, device=options.device, precision=options.precision, tile=options.tile)
+    device = str(choose_devices(options.device)[0])
+    upscaler = Upscaler(model, device=device, precision=options.precision, tile=options.tile)
     fit = _fit(upscaler, found.video, options)
     upscaler.tile = fit.tile
     recipe = Recipe(
@@ -238,7 +239,7 @@ def plan_file(
         scale=scale,
         resize=None if (video.width, video.height) == large else (video.width, video.height),
         span=span,
-        device=str(upscaler.device),
+        device=upscaler.device.type,
         backend="torch",
         precision=upscaler.precision,
         trunk_exponent=upscaler.trunk_exponent,
@@ -249,7 +250,7 @@ def plan_file(
         segment_seconds=options.segment,
         container=container,
         encoder=spec,
-        versions=_versions(),
+        versions=_versions(upscaler.device),
     )
     segments = cut_segments(index, max(1, round(Fraction(options.segment) / found.video.time_base)))
     manifest = Manifest(
@@ -327,9 +328,11 @@ def _tile_that_fits(model: Model, video: VideoInfo, in_flight: int) -> int | Non
     return max(64, int(pixels**0.5) // 64 * 64)
 
 
-def _versions() -> dict[str, str]:
+def _versions(device: torch.device) -> dict[str, str]:
     libraries = av.library_versions
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
+        **gpu,
         "hat_video": version("hat-video"),
         "torch": torch.__version__,
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
