@@ -20,12 +20,15 @@ def verify_command(
     source: Annotated[Path, typer.Argument(metavar="SOURCE")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT")],
     full: Annotated[bool, typer.Option("--full", help="also decode every frame")] = False,
+    start: Annotated[str | None, typer.Option(help="of the range that OUTPUT is of", metavar="T")] = None,
+    duration: Annotated[str | None, typer.Option(help="of that range", metavar="T")] = None,
+    rate: Annotated[str | None, typer.Option(help="of numbered pictures", metavar="FPS")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Prove that OUTPUT is SOURCE upscaled: every frame, timestamp and stream; say what differs and what is assumed."""
     from hat_video.jobs.verification import Verification, verify_files
 
-    found = verify_files(source, output, is_full=full)
+    found = verify_files(source, output, is_full=full, start=start, duration=duration, rate=rate)
     verdict = found.verdict
     if as_json:
         print(TypeAdapter(Verification).dump_json(found, indent=1).decode())

@@ -38,6 +38,7 @@ from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, Segment, cpu_count, plan_file
 from hat_video.jobs.report import FileReport, Progress, Stage
 from hat_video.jobs.sequence import as_film
+from hat_video.jobs.verification import verify_files
 from hat_video.jobs.work import SegmentRecord, Worker, read_record, write_atomically
 from hat_video.jobs.workspace import (
     WORK_FOLDER,
@@ -148,9 +149,8 @@ class _Run:
                 discard(folder)
                 sweep(base)
                 remove_empty(base)
-                return self._report(
-                    "already done", plan, [], frames=receipt.frames, reused=0, verification=receipt.verification
-                )
+                line = self._prove_again(receipt)
+                return self._report("already done", plan, [], frames=receipt.frames, reused=0, verification=line)
             if not self.options.overwrite:
                 raise OutputError(
                     f"{self.output}: exists, and these settings did not make it; use --overwrite or another -o"
@@ -159,6 +159,30 @@ class _Run:
         self._note_other_recipes(base, manifest)
         with self._work_folder(folder, base):
             return self._make(plan, folder)
+
+    def _prove_again(self, receipt: Receipt) -> str:
+        """What is asked of a file that is done already may be more than what was asked when it was made."""
+        lost = receipt.frames.get("lost", 0)
+        if self.options.strict and lost:
+            raise StrictError(
+                f"{self.output}: is done already, without {lost} frames that cannot be decoded;"
+                " --strict refuses to leave them out"
+            )
+        if self.options.verify != "full" or "decoded" in receipt.verification:
+            return receipt.verification
+        with self._clock("verify"):
+            found = verify_files(
+                self.source,
+                self.output,
+                is_full=True,
+                start=self.options.start,
+                duration=self.options.duration,
+                limits=self.options.limits(),
+            ).verdict
+        if not found.is_ok:
+            raise VerifyError(f"{self.output}: is done already, but {found.line}")
+        write_receipt(self.output, replace(receipt, verification=found.line))
+        return found.line
 
     def _check_names(self) -> None:
         output = self.output

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hat_video.errors import OptionError
 from hat_video.frames import VideoInfo
+from hat_video.jobs.choices import settle_span
+from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import cut_segments
+from hat_video.jobs.sequence import as_film
 from hat_video.media.deinterlace import prepare
 from hat_video.media.hdr import hdr_written_by
 from hat_video.media.opening import Limits
 from hat_video.media.passthrough import StreamPlan, plan_streams
-from hat_video.media.probe import Probe, probe
+from hat_video.media.probe import FrameIndex, Probe, probe
 from hat_video.media.source import open_source
 from hat_video.media.stereo import stereo_written_by
 from hat_video.media.verify import Verdict, verify
@@ -38,6 +43,9 @@ def verify_files(
     output: str | os.PathLike[str],
     *,
     is_full: bool = False,
+    start: str | None = None,
+    duration: str | None = None,
+    rate: str | None = None,
     limits: Limits | None = None,
 ) -> Verification:
     """Compares an upscaled file with its source; how it was made is inferred from the two.
@@ -46,6 +54,8 @@ def verify_files(
         source: the file that was upscaled.
         output: what was made of it.
         is_full: also decode every frame.
+        start, duration: the range that the output is of, as `upscale` was given it.
+        rate: of numbered pictures, likewise.
         limits: what the files may ask of this machine.
 
     Returns:
@@ -55,12 +65,24 @@ def verify_files(
         SourceError: one of them cannot be read.
         OptionError: the output is of a container that is not written here.
     """
-    found, made = probe(source, limits), probe(output, limits)
+    options = UpscaleOptions(start=start, duration=duration, rate=rate)
+    made = probe(output, limits)
+    with tempfile.TemporaryDirectory() as folder, as_film(Path(source), Path(folder) / "film", options) as film:
+        found = probe(film, limits)
+        readings = _readings(found, made)
+        for n, (mode, words) in enumerate(readings, 1):
+            result = _compare(prepare(found, deinterlace=mode), made, words, options, is_full=is_full)
+            # Woven frames may have been left as they are: the file then is right in that way.
+            if result.verdict.is_ok or n == len(readings):
+                return result
+    raise AssertionError("there is always one reading")
+
+
+def _compare(found: Probe, made: Probe, assumed: list[str], options: UpscaleOptions, *, is_full: bool) -> Verification:
     container = _container_of(made)
-    assumed: list[str] = []
-    found = _as_read(found, made, assumed)
-    lost, corrupt = _undecodable(found, made, assumed)
-    index = found.index
+    span = settle_span(options, found)
+    index = found.index if span is None else span.cut_index(found.index, found.video.time_base)
+    lost, corrupt = _undecodable(found, index, made, assumed)
     streams = plan_streams(found.path, container, video_index=found.stream_index)
     _note_streams(streams, container, assumed)
     ticks = max(1, round(_SECONDS_BETWEEN_PLACES / found.video.time_base))
@@ -74,6 +96,7 @@ def verify_files(
         segment_starts=[segment.start_pts for segment in cut_segments(index, ticks)],
         lost=sorted(lost),
         corrupt=sorted(corrupt),
+        span=span,
         is_full=is_full,
     )
     return Verification(verdict, tuple(assumed))
@@ -89,26 +112,29 @@ def _container_of(made: Probe) -> str:
     raise OptionError(f"{made.path}: is {made.format_name}; what can be verified is mp4, mov, mkv and webm")
 
 
-def _as_read(found: Probe, made: Probe, assumed: list[str]) -> Probe:
+def _readings(found: Probe, made: Probe) -> list[tuple[str, list[str]]]:
+    """How the source may have been read, and what is assumed with that."""
     if not found.video.is_interlaced:
-        return found
+        return [("off", [])]
     kind = "field" if len(made.index.pts) > 1.5 * len(found.index.pts) else "frame"
-    assumed.append(f"the source is interlaced: taken as deinterlaced, one frame a {kind}")
-    return prepare(found, deinterlace=kind)
+    return [
+        (kind, [f"the source is interlaced: taken as deinterlaced, one frame a {kind}"]),
+        ("off", ["the source is interlaced: taken as upscaled as it is"]),
+    ]
 
 
-def _undecodable(found: Probe, made: Probe, assumed: list[str]) -> tuple[set[int], set[int]]:
+def _undecodable(found: Probe, index: FrameIndex, made: Probe, assumed: list[str]) -> tuple[set[int], set[int]]:
     """Frames of the source that no decoder gives; looked for only where the output has fewer frames."""
-    if len(made.index.pts) >= len(found.index.pts):
+    if len(made.index.pts) >= len(index.pts):
         return set(), set()
     with open_source(found.path, decoder="pyav", probe=found) as frames:
-        for _ in frames.read():
+        for _ in frames.read(index.pts[0], index.pts[-1] + 1):
             pass
         lost, corrupt = set(frames.lost), set(frames.corrupt)
     if lost:
         assumed.append(f"{len(lost)} frames of the source cannot be decoded, and may be missing")
-    if len(made.index.pts) < len(found.index.pts) - len(lost):
-        assumed.append("a range of the source (--start, --duration) cannot be told from missing frames")
+    if len(made.index.pts) < len(index.pts) - len(lost):
+        assumed.append("that this is all of the source: for a range, say which (--start, --duration)")
     return lost, corrupt
 
 

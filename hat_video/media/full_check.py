@@ -1,8 +1,10 @@
 """Every frame of the finished file, decoded: is it what went into the encoder, or at least the source's picture?
 
-A lossless encoder must give back every sample, so its frames are compared with hashes that the work took of them. For
-all others the output's luma, averaged down to the source's size, is compared with the source's luma. The floor is far
-below what any network and quality of use gives (28 to 50 dB), and far above what two different pictures do (below 15).
+A lossless encoder must give back every sample, so its frames are compared with hashes that the work took of them. All
+others are compared with the source in two ways. Colours, alpha included, are averaged over cells so coarse that neither
+noise nor sharpness counts: the floor is far below what any network and quality of use gives there, and far above what
+other colours or another picture do. And the picture must be more like its own source frame than like that one's
+neighbours.
 """
 
 from __future__ import annotations
@@ -21,17 +23,21 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.dlpack import from_dlpack
 
+from hat_video.color import alpha_to_unit, to_rgb
 from hat_video.frames import VideoInfo
 from hat_video.media.encoder import EncoderSpec
 from hat_video.media.opening import open_file
-from hat_video.media.picture_check import luma_of
+from hat_video.media.picture_check import averaged, luma_of, slip
 from hat_video.media.probe import Probe
 from hat_video.media.source import open_source
 
 __all__ = ["PSNR_FLOOR", "FullFacts", "check_frames", "hash_planes", "is_lossless"]
 
-PSNR_FLOOR = 18.0
-"""In dB: a frame below it does not show the source's picture."""
+PSNR_FLOOR = 20.0
+"""In dB, of cells: a frame below it does not show the source's picture, or not in its colours."""
+
+_CELL = 4  # source pixels a side, at least
+_CELLS = (72, 128)  # rows, columns, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +122,10 @@ def check_frames(
                 else:
                     problems.append(f"frame {n} is not, sample for sample, what the encoder was given")
             elif references is not None:
-                reference = references.luma(own)
-                psnr = inf if reference is None else _psnr(luma_of(planes, video), reference)
+                problem, psnr = references.compare(n, planes, video)
                 lowest = min(lowest, psnr)
-                if psnr < PSNR_FLOOR:
-                    problems.append(f"frame {n} is at {psnr:.1f} dB of the source's, the floor is {PSNR_FLOOR:g} dB")
+                if problem is not None:
+                    problems.append(problem)
     finally:
         if references is not None:
             references.close()
@@ -129,24 +134,84 @@ def check_frames(
     return FullFacts(decoded, identical, None if hashes or lowest == inf else lowest, tuple(problems))
 
 
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What is kept of a source frame."""
+
+    cells: Tensor
+    """(C, rows, columns): colours, and alpha where there is some."""
+    luma: Tensor
+    """(rows, columns), finer: for telling neighbours apart."""
+
+
 class _SourceFrames:
-    """Luma of source frames, by pts, which must rise."""
+    """The source's frames, of which each is compared with its frame in the output, one after the other."""
 
     def __init__(self, source: Probe, pts: Sequence[int]) -> None:
-        self._video = source.video
+        self._video, self._pts = source.video, pts
         self._frames = open_source(source.path, decoder="pyav", probe=source)
         self._batches = self._frames.read(pts[0], pts[-1] + 1) if pts else iter(())
+        self._known: dict[int, _Reference] = {}
+        self._read = 0
 
     def close(self) -> None:
         self._frames.close()
 
-    def luma(self, pts: int) -> Tensor | None:
-        for batch in self._batches:
-            if batch.pts[0] == pts:
-                return luma_of([plane[0] for plane in batch.planes], self._video)
-            if batch.pts[0] > pts:
-                return None
-        return None
+    def compare(self, n: int, planes: Sequence[Tensor], video: VideoInfo) -> tuple[str | None, float]:
+        """What is wrong with frame n of the output, and how many dB it is from its own frame of the source."""
+        self._advance(n + 1)
+        own = self._known.get(n)
+        if own is None:
+            return f"frame {n} has no frame in the source that can be decoded", inf
+        channels = own.cells.shape[0] if video.pixel_format.has_alpha else 3
+        error = float((_cells(planes, video, own.cells.shape[1:])[:channels] - own.cells[:channels]).square().mean())
+        psnr = inf if error == 0 else -10 * log10(error)
+        slipped = slip(
+            averaged(luma_of(planes, video), own.luma.shape),
+            own.luma,
+            {k: self._known[k].luma for k in (n - 1, n + 1) if k in self._known},
+        )
+        if slipped is not None:
+            return f"frame {n} shows the picture of the source's frame {slipped}", psnr
+        if psnr < PSNR_FLOOR:
+            return f"frame {n} is at {psnr:.1f} dB of the source's colours, the floor is {PSNR_FLOOR:g} dB", psnr
+        return None, psnr
+
+    def _advance(self, last: int) -> None:
+        """Knows frame `last` and the two before it, as far as they can be decoded."""
+        while self._read <= min(last, len(self._pts) - 1):
+            batch = next(self._batches, None)
+            if batch is None:
+                return
+            for k, pts in enumerate(batch.pts):
+                # What is left out of the output is no neighbour either.
+                while self._read < len(self._pts) and self._pts[self._read] < pts:
+                    self._read += 1
+                if self._read == len(self._pts) or self._pts[self._read] != pts:
+                    continue
+                planes = [plane[k] for plane in batch.planes]
+                height, width = self._video.height, self._video.width
+                shape = (
+                    max(1, min(_CELLS[0], height // _CELL)),
+                    max(1, min(_CELLS[1], width // _CELL)),
+                )
+                self._known[self._read] = _Reference(
+                    _cells(planes, self._video, shape), averaged(luma_of(planes, self._video), None)
+                )
+                self._read += 1
+        for n in [n for n in self._known if n < last - 2]:
+            del self._known[n]
+
+
+def _cells(planes: Sequence[Tensor], video: VideoInfo, shape: Sequence[int]) -> Tensor:
+    """(3 or 4, rows, columns) of R'G'B' and alpha in [0, 1], averaged."""
+    one = [plane[None] for plane in planes]
+    picture = to_rgb(one, video.pixel_format, video.color).clamp_(0, 1)
+    alpha = alpha_to_unit(one, video.pixel_format)
+    if alpha is not None:
+        picture = torch.cat([picture, alpha], 1)
+    cells: Tensor = adaptive_avg_pool2d(picture, (int(shape[0]), int(shape[1])))[0]
+    return cells
 
 
 def _planes_of(path: Path, stream_index: int, video: VideoInfo) -> Iterator[tuple[int | None, list[Tensor]]]:
@@ -169,9 +234,3 @@ def _planes_of(path: Path, stream_index: int, video: VideoInfo) -> Iterator[tupl
                 if name != video.pixel_format.name.replace("yuvj", "yuv"):
                     picture = reformatter.reformat(frame, format=video.pixel_format.name)
                 yield frame.pts, [from_dlpack(plane) for plane in picture.planes]
-
-
-def _psnr(luma: Tensor, reference: Tensor) -> float:
-    small = adaptive_avg_pool2d(luma[None, None], (reference.shape[0], reference.shape[1]))[0, 0]
-    error = float((small - reference).square().mean())
-    return inf if error == 0 else -10 * log10(error)

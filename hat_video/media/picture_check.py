@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ from hat_video.media.probe import Probe
 from hat_video.media.source import open_source
 from hat_video.media.span import Span
 
-__all__ = ["PictureFacts", "check_picture", "luma_of"]
+__all__ = ["PictureFacts", "averaged", "check_picture", "luma_of", "slip"]
 
 _WINDOW = 8  # source frames looked at around a place
 _GRID = (72, 128)  # rows, columns; compression noise averages out over the samples of a cell, motion stays
@@ -109,6 +109,21 @@ def check_picture(
     return PictureFacts(places, static, unclear, tuple(problems))
 
 
+def slip(seen: Tensor, own: Tensor, neighbours: Mapping[int, Tensor]) -> int | None:
+    """Which neighbour's picture a frame shows instead of its own; None if its own, or if nobody could tell.
+
+    Args:
+        seen: (rows, columns) luma of the frame.
+        own: of the source's frame that it must show.
+        neighbours: of the source's frames beside that, by number.
+    """
+    moving = {k: luma for k, luma in neighbours.items() if float((luma - own).abs().mean()) > _MOTION}
+    if not moving:
+        return None
+    best = min(moving, key=lambda k: _squared(seen, moving[k]))
+    return best if _squared(seen, moving[best]) < _DECISIVE * _squared(seen, own) else None
+
+
 def _windows(index: Sequence[int], segment_starts: Sequence[int], kept: slice) -> Iterator[tuple[int, int]]:
     """Ranges of source frames to look at: three a segment, rising; neighbours of the first and last belong to them."""
     where = {p: i for i, p in enumerate(index)}
@@ -175,7 +190,7 @@ class _SourceLuma:
                 for n, p in enumerate(batch.pts):
                     i = self._where.get(p)
                     if i is not None and i >= start:
-                        self._kept[i] = _small(
+                        self._kept[i] = averaged(
                             _luma([plane[n] for plane in batch.planes], self._format, self._is_full), None
                         )
             self._next = high
@@ -218,7 +233,7 @@ class _OutputLuma:
         for frame in self._frames:
             self._at = frame.pts
             if frame.pts == target:
-                return _small(_frame_luma(frame, self._is_full), shape)
+                return averaged(_frame_luma(frame, self._is_full), shape)
             if frame.pts is not None and frame.pts > target:
                 self._frames = chain((frame,), self._frames)
                 break
@@ -260,7 +275,8 @@ def _luma(planes: Sequence[Tensor], pixel_format: PixelFormat, is_full: bool) ->
     return (luma - 16 * step) / (219 * step)
 
 
-def _small(luma: Tensor, shape: torch.Size | None) -> Tensor:
+def averaged(luma: Tensor, shape: Sequence[int] | None) -> Tensor:
+    """(rows, columns) of a luma picture, each the mean of its cell; as many as are wise if None."""
     rows, columns = shape or (min(luma.shape[0], _GRID[0]), min(luma.shape[1], _GRID[1]))
     small: Tensor = adaptive_avg_pool2d(luma[None, None], (rows, columns))[0, 0]
     return small

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
@@ -17,7 +16,7 @@ from av.video.stream import VideoStream
 
 from hat_video.errors import SourceError
 from hat_video.frames import VideoInfo
-from hat_video.media.carry import copied_packets, open_input, readable
+from hat_video.media.carry import open_input, readable
 from hat_video.media.describe import look
 from hat_video.media.full_check import check_frames
 from hat_video.media.opening import open_file
@@ -25,13 +24,12 @@ from hat_video.media.passthrough import StreamPlan
 from hat_video.media.picture_check import check_picture
 from hat_video.media.probe import Probe
 from hat_video.media.span import Span
+from hat_video.media.stream_check import Pair, Tally, check_names, check_streams
 
 __all__ = ["Verdict", "verify"]
 
 _MILLISECOND = Fraction(1, 1000)
 _MATRICES = {0: "rgb", 1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}
-# A converted stream may gain an encoder's delay and the padding of its last packet.
-_CONVERTED_SLACK = Fraction(1, 5)
 _UPRIGHT = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 
 
@@ -70,27 +68,6 @@ class Verdict:
         if c["left_out"]:
             parts.append(f"{c['left_out']} lost or corrupt frames left out")
         return f"proven: {', '.join(parts)}"
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What one stream holds, gathered packet by packet."""
-
-    packets: int = 0
-    size: int = 0
-    first: Fraction | None = None
-    end: Fraction = Fraction(0)
-    digest: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
-
-    def add(self, packet: Packet[Stream]) -> None:
-        data = bytes(packet)
-        self.packets += 1
-        self.size += len(data)
-        self.digest.update(data)
-        if packet.pts is not None:
-            start = packet.pts * packet.time_base
-            self.first = start if self.first is None else min(self.first, start)
-            self.end = max(self.end, start + (packet.duration or 0) * packet.time_base)
 
 
 def verify(
@@ -186,11 +163,11 @@ class _Proof:
         if not isinstance(main, VideoStream):
             self.problems.append("the output has no video stream")
             return None
-        tallies = self._read(film, main)
+        self._tallies = self._read(film, main)
         offset = self._check_times(main, is_exact=is_isom)
         self._check_facts(main, is_isom=is_isom)
         if offset is not None:
-            self._check_streams(pairs, tallies, offset)
+            self._check_streams(film, pairs, offset)
             self._check_chapters(film, offset)
         return main.index
 
@@ -210,9 +187,9 @@ class _Proof:
         if facts.lowest_psnr is not None:
             self.checked["lowest_psnr"] = f"{facts.lowest_psnr:.1f}"
 
-    def _pair(self, film: InputContainer) -> list[tuple[StreamPlan, Stream]]:
+    def _pair(self, film: InputContainer) -> list[Pair]:
         """The output's stream of each plan, kind by kind in order; one too few or too many is a problem."""
-        pairs: list[tuple[StreamPlan, Stream]] = []
+        pairs: list[Pair] = []
         for kind in ("video", "audio", "subtitle"):
             planned = [p for p in self._plans if p.kind == kind and p.action in ("video", "copy", "convert")]
             found = [s for s in film.streams if s.type == kind and not s.disposition & Disposition.attached_pic]
@@ -229,8 +206,8 @@ class _Proof:
             self.problems.append(f"{there} attachments, {files} were planned")
         return pairs
 
-    def _read(self, film: InputContainer, main: VideoStream) -> dict[int, _Tally]:
-        tallies = {s.index: _Tally() for s in film.streams}
+    def _read(self, film: InputContainer, main: VideoStream) -> dict[int, Tally]:
+        tallies = {s.index: Tally() for s in film.streams}
         for packet in film.demux():
             if not packet.size or packet.pts is None:
                 continue
@@ -292,6 +269,16 @@ class _Proof:
         if seen is None:
             self.problems.append("not one frame of the output can be decoded")
             return
+        found, wanted = seen.color, video.color
+        for what, is_told, one, other in (
+            ("matrix", "matrix" not in found.assumed, _one_name(found.matrix), _one_name(wanted.matrix)),
+            ("primaries", "primaries" not in found.assumed, found.primaries, wanted.primaries),
+            ("transfer", "transfer" not in found.assumed, found.transfer, wanted.transfer),
+            ("range", "range" not in found.assumed, found.is_full_range, wanted.is_full_range),
+        ):
+            # The stream's own word goes before the container's, and players believe it.
+            if is_told and one != other:
+                self.problems.append(f"colour {what} is {one} in the pictures themselves, not {other}")
         if seen.display_matrix != video.display_matrix:
             self.problems.append(
                 f"display matrix is {seen.display_matrix or _UPRIGHT}, not {video.display_matrix or _UPRIGHT}"
@@ -304,51 +291,12 @@ class _Proof:
         if video.stereo is not None and seen.stereo != video.stereo:
             self.problems.append(f"views lie {seen.stereo or 'nowhere'}, not {video.stereo}")
 
-    def _check_streams(
-        self, pairs: Sequence[tuple[StreamPlan, Stream]], tallies: Mapping[int, _Tally], offset: Fraction
-    ) -> None:
-        others = [(plan, s) for plan, s in pairs if plan.action != "video"]
+    def _check_streams(self, film: InputContainer, pairs: Sequence[Pair], offset: Fraction) -> None:
         with open_input(self._source.path) as source:
-            wanted = {plan.index: _Tally() for plan, _ in others}
-            for index, packet in copied_packets(source, sorted(wanted), self._span):
-                if packet.size:
-                    wanted[index].add(packet)
-        for plan, s in others:
-            name = f"{plan.kind} stream {plan.index} ({plan.codec})"
-            if plan.action == "copy":
-                self._check_copy(name, plan, tallies[s.index], wanted[plan.index])
-            else:
-                self._check_converted(name, tallies[s.index], wanted[plan.index])
-            self._check_sync(name, plan, tallies[s.index], wanted[plan.index], offset)
-
-    def _check_copy(self, name: str, plan: StreamPlan, ours: _Tally, theirs: _Tally) -> None:
-        self.checked["copied"] = int(self.checked["copied"]) + 1
-        # PCM has no packets of its own: every container cuts it as it likes.
-        if ours.packets != theirs.packets and not plan.codec.startswith("pcm_"):
-            self.problems.append(f"{name} has {ours.packets} packets, the source {theirs.packets}")
-        elif plan.codec == "webvtt" or plan.kind == "video":
-            return  # muxers rewrite the framing of these, so only the count can be compared
-        elif ours.digest.digest() != theirs.digest.digest():
-            self.problems.append(f"{name} differs from the source: {ours.size} bytes, there {theirs.size}")
-
-    def _check_converted(self, name: str, ours: _Tally, theirs: _Tally) -> None:
-        self.checked["converted"] = int(self.checked["converted"]) + 1
-        if not theirs.packets:
-            return
-        lasts = ours.end - (ours.first or 0), theirs.end - (theirs.first or 0)
-        if not ours.packets or abs(lasts[0] - lasts[1]) > _CONVERTED_SLACK:
-            self.problems.append(
-                f"{name} was converted to {float(lasts[0]):.3f} s, the source has {float(lasts[1]):.3f} s"
-            )
-
-    def _check_sync(self, name: str, plan: StreamPlan, ours: _Tally, theirs: _Tally, offset: Fraction) -> None:
-        if ours.first is None or theirs.first is None:
-            return
-        late = ours.first - offset - theirs.first
-        # A converted stream starts earlier by its encoder's delay, which players cut off.
-        allowed = _MILLISECOND if plan.action == "copy" else _CONVERTED_SLACK
-        if abs(late) > allowed:
-            self.problems.append(f"{name} is {float(late) * 1000:+.1f} ms off against the picture")
+            found, copied, converted = check_streams(source, pairs, self._tallies, offset, self._span)
+            self.problems += found
+            self.problems += check_names(film, source, pairs)
+        self.checked |= {"copied": copied, "converted": converted}
 
     def _check_chapters(self, film: InputContainer, offset: Fraction) -> None:
         with open_input(self._source.path) as source:
