@@ -338,3 +338,10 @@ def test_help_needs_no_input() -> None:
         assert option in done.stdout
     for option in ("--tile", "--batch", "--segment", "--jobs", "--work-dir", "--keep-work", "--overwrite", "--strict"):
         assert option in done.stdout
+
+
+def test_encoder_auto_is_the_usual_one_without_a_gpu(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", frames=4, audio=())
+    assert main(["upscale", str(clip), "-o", str(tmp_path / "a.mp4"), "--model", "bicubic", "--encoder", "auto"]) == 0
+    assert main(["upscale", str(clip), "-o", str(tmp_path / "b.mp4"), "--model", "bicubic"]) == 0
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()

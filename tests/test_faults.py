@@ -266,3 +266,27 @@ def test_a_read_only_folder_is_named(clip: Path, tmp_path: Path, capsys: pytest.
     finally:
         if os.geteuid() == 0:
             subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_name_that_is_no_text(clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A file may have any bytes for a name; neither it nor its neighbours may suffer from that."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    odd = folder / os.fsdecode(b"a\xff\xfe.mp4")
+    shutil.copy(clip, odd)
+    shutil.copy(clip, folder / "b.mp4")
+    assert upscale(folder, "-o", tmp_path / "out", *FAST, "--report", tmp_path / "report.json") == 0
+    assert (tmp_path / "out" / odd.name).is_file()
+    assert (tmp_path / "out" / "b.mp4").is_file()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["clips"][0]["source"].endswith("a%FF%FE.mp4")
+    assert upscale(odd, "-o", tmp_path / "out" / odd.name, *FAST) == 0
+    assert "already done" in capfd.readouterr().out
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert upscale("x" * 300 + ".mp4", *FAST) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "File name too long" in said
+    assert said.count("\n") == 1

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
 import av
 import pytest
+import torch
 from torch.utils.dlpack import from_dlpack
 
 from hat_video.errors import CancelledError, OptionError, SourceError, StrictError
+from hat_video.jobs.file import upscale_file
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.stream import StreamReport, upscale_stream
 from hat_video.media.probe import probe
+from hat_video.media.source import open_source
 from tests.clips import make_clip
+from tests.conformance.table import KINDS
+from tests.conformance.tools import ffmpeg
+from tests.test_alpha import alpha_clip
 
 FAST = UpscaleOptions(model="bicubic", scale=2, preset="ultrafast", jobs=2)
 
@@ -198,3 +206,124 @@ def test_a_size_is_reached_and_a_range_is_refused(tmp_path: Path) -> None:
     for choices in ({"start": "1"}, {"duration": "1"}):
         with pytest.raises(OptionError, match="give a file"):
             run(clip, tmp_path / "no.mkv", UpscaleOptions(model="bicubic", scale=2, **choices))  # type: ignore[arg-type]
+
+
+def piped(source: Path, target: Path, *words: object) -> tuple[int, str]:
+    """`cat source | hat-video upscale - -o target ...`: the exit code, and what was said."""
+    with source.open("rb") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "hat_video", "upscale", "-", "-o", str(target), "--model", "bicubic", "--scale", "2",
+             *map(str, words)],
+            stdin=file, capture_output=True, text=True, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def test_a_turned_picture_stays_turned(tmp_path: Path) -> None:
+    matrix = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    clip = make_clip(tmp_path / "clip.mkv", frames=6, audio=(), display_matrix=matrix)
+    assert probe(clip).video.display_matrix == matrix
+    run(clip, tmp_path / "out.mkv")
+    assert probe(tmp_path / "out.mkv").video.display_matrix == matrix
+    with pytest.raises(StrictError, match="turned"):
+        run(clip, tmp_path / "out.nut", replace(FAST, strict=True), "nut")
+
+
+def test_alpha_goes_through_or_is_refused(tmp_path: Path) -> None:
+    clip = alpha_clip(tmp_path / "clip.webm", "libvpx-vp9", "yuva420p")
+    run(clip, tmp_path / "out.mkv", UpscaleOptions(model="bicubic", scale=2, encoder="libvpx-vp9", jobs=1))
+    assert probe(tmp_path / "out.mkv").video.pixel_format.has_alpha
+    with pytest.raises(OptionError, match="libx264 in matroska cannot keep that"):
+        run(clip, tmp_path / "x264.mkv")
+    run(clip, tmp_path / "drop.mkv", replace(FAST, alpha="drop"))
+    with av.open(str(tmp_path / "drop.mkv")) as film:
+        assert "alpha_mode" not in {key.lower() for key in film.streams.video[0].metadata}
+
+
+def test_an_opaque_gif_is_opaque(tmp_path: Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=0.5", tmp_path / "clip.gif")
+    assert run(tmp_path / "clip.gif", tmp_path / "out.mkv").frames == 5
+
+
+@pytest.mark.parametrize(("mode", "frames"), [("auto", 25), ("frame", 25), ("field", 50), ("off", 25)])
+def test_fields_become_frames(tmp_path: Path, mode: str, frames: int) -> None:
+    clip = tmp_path / "clip.mkv"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=50:d=1,scroll=h=0.08,interlace", "-c:v", "libx264", "-flags",
+           "+ildct+ilme", "-pix_fmt", "yuv420p", clip)  # fmt: skip
+    options = replace(FAST, deinterlace=mode)  # type: ignore[arg-type]
+    report = run(clip, tmp_path / "out.mkv", options)
+    assert report.frames == frames
+    made = probe(tmp_path / "out.mkv")
+    assert len(made.index.pts) == frames
+    assert not made.video.is_interlaced
+    assert any("as they are" in note for note in report.notes) == (mode == "off")
+    # The same frames as a file gives.
+    exact = replace(options, encoder="ffv1", preset=None)
+    upscale_file(clip, tmp_path / "file.mkv", exact)
+    run(clip, tmp_path / "pipe.mkv", exact)
+    with open_source(tmp_path / "file.mkv") as theirs, open_source(tmp_path / "pipe.mkv") as ours:
+        for a, b in zip(theirs, ours, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a.planes, b.planes, strict=True))
+
+
+def test_a_whole_stream_is_not_complained_of(tmp_path: Path) -> None:
+    report = run(make_clip(tmp_path / "clip.mkv", frames=20), tmp_path / "out.mkv", replace(FAST, strict=True))
+    assert report.notes == []
+
+
+def test_strict_fails_where_something_was_lost(tmp_path: Path) -> None:
+    damaged = KINDS["corrupt-packets"].make(tmp_path)
+    assert any("damaged" in note or "decoded" in note for note in run(damaged, tmp_path / "out.mkv").notes)
+    with pytest.raises(StrictError, match="strict refuses what has gone out"):
+        run(damaged, tmp_path / "out.mkv", replace(FAST, strict=True))
+    whole = make_clip(tmp_path / "whole.mkv", frames=60)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(StrictError, match="truncated"):
+        run(cut, tmp_path / "out.mkv", replace(FAST, strict=True))
+    y4m = UpscaleOptions(model="bicubic", scale=2, strict=True)
+    with pytest.raises(StrictError, match="refuses to drop #1 audio"):
+        run(whole, tmp_path / "out.y4m", y4m, "y4m")
+    uneven = make_clip(tmp_path / "uneven.mkv", frames=5, audio=(), pts=[0, 1, 2, 20, 21], time_base=Fraction(1, 25))
+    with pytest.raises(StrictError, match="constant rate"):
+        run(uneven, tmp_path / "out.y4m", y4m, "y4m")
+
+
+def test_a_file_gets_its_name_at_the_end(tmp_path: Path) -> None:
+    clip, output = make_clip(tmp_path / "clip.mkv", frames=6), tmp_path / "out.mkv"
+    empty = tmp_path / "empty"
+    empty.touch()
+    output.write_text("precious")
+    code, said = piped(clip, output)
+    assert (code, output.read_text()) == (1, "precious"), said
+    assert "--overwrite" in said
+    assert piped(empty, output, "--overwrite")[0] == 1
+    assert output.read_text() == "precious"
+    assert piped(clip, output, "--overwrite", "--report", tmp_path / "report.json")[0] == 0
+    assert len(probe(output).index.pts) == 6
+    assert json.loads((tmp_path / "report.json").read_text())["frames"] == 6
+    code, said = piped(clip, tmp_path / "out.mp4")
+    assert code == 1
+    assert "call it so: out.mkv" in said
+    assert not list(tmp_path.glob("*.part"))
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--max-pixels", "100"), "--max-pixels allows 100"),
+        (("--max-streams", "1"), "--max-streams allows 1"),
+        (("--max-frames", "3"), "has more than 3 frames"),
+        (("--verify", "full"), "--verify: a pipe is neither"),
+        (("--rate", "25"), "--rate: what comes from a pipe"),
+        (("--format", "y4m", "--preset", "fast"), "--preset: y4m is not encoded"),
+    ],
+)
+def test_what_a_pipe_cannot_do_is_refused(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", frames=6)
+    code, text = piped(clip, tmp_path / ("out.y4m" if "y4m" in words else "out.mkv"), *words)
+    assert code == 1, text
+    assert said in text
+    assert not list(tmp_path.glob("out.*"))

@@ -107,7 +107,8 @@ def test_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [path.name for path in (tmp_path / "many").iterdir()] == ["a.png"]
     assert upscale(source, "-o", tmp_path / "a.bmp") == 1
     assert "use .png .jpg" in capsys.readouterr().err
-    assert upscale(source, "-o", tmp_path / "no" / "a.png") == 1
+    assert upscale(source, "-o", tmp_path / "new" / "a.png") == 0
+    assert (tmp_path / "new" / "a.png").is_file()
     assert not list(tmp_path.rglob(".tmp-*"))
 
 

@@ -37,6 +37,10 @@ for _command in (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # A name that is no UTF-8 must not end a run when it is printed.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     is_verbose = "-v" in words or "--verbose" in words
     try:
         code = app(args=words, prog_name="hat-video", standalone_mode=False)
@@ -61,5 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_verbose:
             traceback.print_exc()
         print(f"hat-video: {error}", file=sys.stderr)
+        return FAILED
+    except Exception as error:  # noqa: BLE001 - the last resort: one line, and the details for whoever asks
+        if is_verbose:
+            traceback.print_exc()
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        said = getattr(error, "strerror", None) or " ".join(str(error).split()) or "no more is known"
+        more = "" if is_verbose else "; -v shows where"
+        print(f"hat-video: unexpected {type(error).__name__}: {where}{said}{more}", file=sys.stderr)
         return FAILED
     return int(code or 0)

@@ -6,23 +6,24 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, BinaryIO, Literal, get_args, get_type_hints
 
 import typer
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from hat_video.cli.say import FAILED, Meter, Say, interruptible, tell_report, tell_table
-from hat_video.errors import CancelledError, HatVideoError, OutputError, UsageError
+from hat_video.errors import CancelledError, HatVideoError, OptionError, OutputError, SourceError, UsageError
 from hat_video.jobs.choices import load_chosen_model, output_label
 from hat_video.jobs.directory import DirectoryReport, plan_clips, upscale_clips
 from hat_video.jobs.file import upscale_file
 from hat_video.jobs.options import UpscaleOptions, load_config
 from hat_video.jobs.report import FileReport
+from hat_video.jobs.workspace import made_folder
 from hat_video.media.stills import is_still
 from hat_video.presets import preset_names
 
@@ -42,7 +43,8 @@ def _upscale(
         raise OutputError(f"--report {report}: not a file in an existing folder")
     clips, skipped = plan_clips(inputs, output, output_label(options))
     for path in skipped:
-        say.note(f"skipped {path}: not a video by its name")
+        what = "a picture; give it by name" if is_still(path) else "not a video by its name"
+        say.note(f"skipped {path}: {what}")
     meter = Meter(say)
 
     def tell(done: FileReport) -> None:
@@ -80,68 +82,128 @@ def _upscale(
 
 
 def _is_pipe(path: str | Path | None) -> bool:
-    return path is not None and (str(path) == "-" or Path(path).is_fifo())
+    try:
+        return path is not None and (str(path) == "-" or Path(path).is_fifo())
+    except OSError:
+        return False  # a name that no file can have; whoever opens it says so
+
+
+@contextmanager
+def _taker(output: str, form: str, *, may_replace: bool) -> Iterator[BinaryIO]:
+    """Where a stream goes. A file gets its name once all of it is there."""
+    path = Path(output)
+    if output == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    is_file = path.is_file() or not path.exists()
+    if is_file and path.suffix.lower() != f".{form}":
+        raise OptionError(f"-o {output}: the stream is {form}, call it so: {path.with_suffix(f'.{form}').name}")
+    if path.is_file() and not may_replace:
+        raise OutputError(f"{output}: exists; use --overwrite or another -o")
+    part = path.with_name(f"{path.name}.part") if is_file else path
+    try:
+        with part.open("wb") as file:
+            yield file
+        if is_file:
+            part.replace(path)
+    except BaseException as error:
+        if is_file:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, HatVideoError):
+            raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from None
+        raise
 
 
 def _stream(
-    source: Path, output: str | None, form: str | None, say: Say, options: UpscaleOptions, cancel: threading.Event
+    source: Path,
+    output: str | None,
+    form: str | None,
+    report_file: Path | None,
+    say: Say,
+    options: UpscaleOptions,
+    cancel: threading.Event,
 ) -> int:
     """Pipes: one pass; stdout belongs to the video, so all that is said goes to stderr."""
-    from hat_video.jobs.stream import upscale_stream
-    from hat_video.media.pipe import PIPE_FORMATS
+    from hat_video.jobs.stream import StreamReport, upscale_stream
+    from hat_video.media.sinks import PIPE_FORMATS
 
     if output is None:
         raise UsageError(f"{source}: give -o, a file or - for a pipe")
     suffix = Path(output).suffix.lower().removeprefix(".")
     chosen = form or (suffix if suffix in PIPE_FORMATS else "mkv")
+    done = 0
     with ExitStack() as stack, tqdm(unit=" frames", disable=say.progress != "bar") as bar:
         try:
             given = sys.stdin.buffer if str(source) == "-" else stack.enter_context(source.open("rb"))
-            taken = sys.stdout.buffer if output == "-" else stack.enter_context(Path(output).open("wb"))
         except OSError as error:
-            raise OutputError(f"{error.filename}: cannot be opened: {error.strerror}") from None
+            raise SourceError(f"{source}: cannot be opened: {error.strerror}") from None
+        taken = stack.enter_context(_taker(output, chosen, may_replace=options.overwrite))
 
         def count(frames: int) -> None:
+            nonlocal done
+            done += frames
             bar.update(frames)
+            say.event("progress", {"stage": "work", "source": str(source), "output": output, "frames_done": done})
 
         report = upscale_stream(
             given, taken, options, form=chosen, source_name=str(source), on_frames=count, cancel=cancel
         )
-        taken.flush()
+    if report_file is not None:
+        report_file.write_bytes(TypeAdapter(StreamReport).dump_json(report, indent=1) + b"\n")
     for note in report.notes:
         say.note(f"note: {note}")
     pace = report.frames / report.seconds if report.seconds else 0.0
+    say.event("done", {"source": str(source), "output": output, "error": None, "frames": {"out": report.frames}})
     say.note(f"{report.frames} frames went through, {pace:.2f} frames/s; a pipe cannot be proven or resumed")
     return 0
 
 
-def _stills(paths: list[Path], output: str | None, say: Say, options: UpscaleOptions, cancel: threading.Event) -> int:
+def _stills(
+    paths: list[Path],
+    output: str | None,
+    report_file: Path | None,
+    say: Say,
+    options: UpscaleOptions,
+    cancel: threading.Event,
+) -> int:
     """Pictures, one after the other; a bad one does not stop the rest."""
     from hat_video.inference.upscaler import Upscaler
-    from hat_video.jobs.still import upscale_still
+    from hat_video.jobs.still import StillReport, upscale_still
 
     model = load_chosen_model(options)
     upscaler = Upscaler(model, device=options.device, precision=options.precision, tile=options.tile)
     is_folder = output is not None and (len(paths) > 1 or output.endswith(os.sep) or Path(output).is_dir())
-    if output is not None and is_folder:
-        Path(output).mkdir(parents=True, exist_ok=True)
+    targets: dict[Path, Path | None] = {
+        path: None if output is None else Path(output) / path.name if is_folder else Path(output) for path in paths
+    }
+    taken: dict[Path, Path] = {}
+    for path, target in targets.items():
+        if target is not None and taken.setdefault(target, path) != path:
+            raise UsageError(f"{taken[target]} and {path} would both become {target}; rename one, or run them apart")
+    reports: list[StillReport] = []
     failed = 0
-    for path in paths:
+    for path, target in targets.items():
         if cancel.is_set():
             raise CancelledError("the pictures that are done are kept")
-        target = None if output is None else Path(output) / path.name if is_folder else Path(output)
         try:
-            made = upscale_still(path, target, options, upscaler)
+            with made_folder((target or path).parent):
+                made = upscale_still(path, target, options, upscaler)
         except HatVideoError as error:
             if len(paths) == 1:
                 raise
             print(f"hat-video: {error}", file=sys.stderr)
             failed += 1
             continue
+        reports.append(made)
         for note in made.notes:
             say.note(f"note: {note}")
         carried = f", with {', '.join(name.removesuffix('-data') for name in made.kept)}" if made.kept else ""
+        say.event("done", {"source": str(path), "output": str(made.output), "error": None, "frames": {"out": 1}})
         say.result(f"{made.output}: {made.size[0]}x{made.size[1]}, {made.bit_depth} bits{carried}")
+    if report_file is not None:
+        report_file.write_bytes(TypeAdapter(list[StillReport]).dump_json(reports, indent=1) + b"\n")
     return FAILED if failed else 0
 
 
@@ -231,9 +293,12 @@ def upscale_command(
         if _is_pipe(output) or any(_is_pipe(path) for path in inputs):
             if len(inputs) > 1:
                 raise UsageError("-: a pipe goes alone; give one input")
-            raise typer.Exit(_stream(inputs[0], output, form, say, UpscaleOptions(**choices), cancel))
-        if inputs and all(is_still(path) for path in inputs):
-            raise typer.Exit(_stills(inputs, output, say, UpscaleOptions(**choices), cancel))
+            raise typer.Exit(_stream(inputs[0], output, form, report, say, UpscaleOptions(**choices), cancel))
+        pictures = [path for path in inputs if is_still(path)]
+        if pictures and len(pictures) == len(inputs):
+            raise typer.Exit(_stills(inputs, output, report, say, UpscaleOptions(**choices), cancel))
+        if pictures:
+            raise UsageError(f"{pictures[0]}: is a picture, and other inputs are not; give pictures and clips apart")
         if form is not None:
             raise UsageError(f"--format {form}: is for pipes (-o -); a file's suffix says what it is")
         raise typer.Exit(_upscale(inputs, output, report, say, UpscaleOptions(**choices), cancel))

@@ -183,6 +183,9 @@ def upscale_clips(
             raise
         except HatVideoError as error:
             report = FileReport("failed", clip.source, clip.output, error=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one clip, the others are wanted
+            said = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+            report = FileReport("failed", clip.source, clip.output, error=said)
         reports.append(report)
         if on_report is not None:
             on_report(report)

@@ -12,6 +12,7 @@ from av.codec import codecs_available
 from hat_video.errors import HatVideoError
 from hat_video.inference.upscaler import Upscaler
 from hat_video.jobs.plan import cpu_count
+from hat_video.media.dali_source import install_reasons
 from hat_video.model.zoo import default_model_name, load_model
 
 __all__ = ["examine"]
@@ -31,6 +32,7 @@ _ENCODERS = (
 
 def examine() -> dict[str, object]:
     """Facts about the machine and the choices that follow from them; computes and writes nothing."""
+    dali = install_reasons()
     facts: dict[str, object] = {
         "hat-video": version("hat-video"),
         "python": platform.python_version(),
@@ -39,7 +41,8 @@ def examine() -> dict[str, object]:
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "frames in flight": cpu_count(),
         "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "not available to torch",
-        "decoders": ["pyav"],
+        "decoders": ["pyav", *(("nvdec", "dali")[: 1 + (not dali)] if torch.cuda.is_available() else ())],
+        "DALI": dali[0] if dali else "installed; it decodes on an NVIDIA GPU only",
         # Being compiled in is no promise: a hardware encoder opens only where its driver is.
         "encoders": [name for name in _ENCODERS if name in codecs_available],
     }

@@ -105,7 +105,7 @@ class ProcessEngine:
         self._deaths: Counter[int] = Counter()
         self.spans: list[Span] = []
         self.notes: list[str] = []
-        """Processes that died, one line each."""
+        """Processes that died and decoders that failed, one line each."""
 
     def map(self, segments: Iterable[Segment]) -> Iterator[SegmentRecord]:
         """Makes each segment; yields its record once it is committed, in whatever order they come.
@@ -143,8 +143,9 @@ class ProcessEngine:
                     elif kind == "error":
                         raise what
                     else:
-                        record, spans = what
+                        record, spans, notes = what
                         self.spans += spans
+                        self.notes += [note for note in notes if note not in self.notes]
                         hand.segment = None
                         yield record
         finally:
@@ -229,7 +230,7 @@ def _work(order: _Order, talk: Connection, life: Connection) -> None:
         ) as worker:
             while True:
                 record = worker.work(manifest.segments[talk.recv()])
-                talk.send(("record", (record, worker.spans)))
+                talk.send(("record", (record, worker.spans, worker.notes)))
                 worker.spans = []
     except CancelledError:
         pass

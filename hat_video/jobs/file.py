@@ -301,6 +301,7 @@ class _Run:
         with worker, trial as self._trial:
             for record in LocalEngine(worker).map(to_do):
                 records[record.id] = record
+        self._notes += worker.notes
         self._write_trace(worker.spans)
 
     def _work_in_processes(

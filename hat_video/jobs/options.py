@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -48,7 +49,9 @@ class UpscaleOptions:
     decoder: Annotated[Literal["auto", "pyav", "dali", "nvdec"], "who decodes; by name: or refuse, with the reason"] = (
         "auto"
     )
-    encoder: Annotated[str | None, "FFmpeg's name of the encoder; default: libx264, libvpx-vp9 in webm"] = None
+    encoder: Annotated[
+        str | None, "FFmpeg's name; auto: the GPU's where it opens; default: libx264, libvpx-vp9 in webm"
+    ] = None
     crf: Annotated[int | None, "constant quality, lower is better; default: 16 for libx264"] = None
     preset: Annotated[str | None, "the encoder's preset; default: medium for libx264"] = None
     encoder_option: Annotated[
@@ -108,6 +111,18 @@ class UpscaleOptions:
     def encoder_options(self) -> dict[str, str]:
         """`encoder_option` as a mapping."""
         return dict(item.split("=", 1) for item in self.encoder_option)
+
+
+def refuse_idle(options: UpscaleOptions, names: Iterable[str], why: str) -> None:
+    """Refuses options that were given and would do nothing.
+
+    Raises:
+        OptionError: one of `names` is not at its default.
+    """
+    usual = UpscaleOptions()
+    for name in names:
+        if getattr(options, name) != getattr(usual, name):
+            raise OptionError(f"--{name.replace('_', '-')}: {why}")
 
 
 def parse_time(text: str | None, name: str, *, is_above_zero: bool = False) -> Fraction | None:

@@ -35,6 +35,7 @@ from hat_video.media.probe import FrameIndex, Probe, probe
 from hat_video.media.source import open_source
 from hat_video.media.span import Span
 from hat_video.model.zoo import Model
+from hat_video.paths import JsonPath
 
 __all__ = [
     "CONTAINERS",
@@ -53,6 +54,7 @@ CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", "
 _VERSION = 1
 # x264's bytes depend on its number of threads, so it is a part of the recipe and not of the machine.
 _ENCODER_THREADS = 2
+_GPU_ENCODER = "h264_nvenc"
 # Measured peak of the CPU path, in bytes a source pixel and channel of the trunk (fp32), with the tail's share in it.
 _BYTES_PER_PIXEL_AND_CHANNEL = 100
 
@@ -89,6 +91,8 @@ class Recipe:
     tile: int | None
     batch: int
     decoder: str
+    is_decoder_free: bool
+    """True where `auto` chose it: should it fail half-way, PyAV goes on."""
     deinterlace: str
     """off, frame or field; with `-all` where no frame is marked as interlaced and each is taken to be."""
     segment_seconds: float
@@ -105,7 +109,7 @@ class Manifest:
     version: int
     key: str
     """blake2b over the source's packets, the recipe and the cuts, in hex: the name of the work folder."""
-    source: Path
+    source: JsonPath
     digest: str
     """The source's identity: a hash over all its packets."""
     recipe: Recipe
@@ -204,32 +208,21 @@ def plan_file(
     span = settle_span(options, found)
     index = found.index if span is None else span.cut_index(found.index, found.video.time_base)
     target = None if options.size is None else settle_size(parse_size(options.size), found.video)
-    with open_source(source, decoder=options.decoder, probe=found) as opened:
-        decoder = opened.name
+    device = str(choose_devices(options.device)[0])
+    with open_source(source, decoder=options.decoder, probe=found, device=device) as opened:
+        decoder, decoder_notes = opened.name, list(opened.notes)
     model = model or load_chosen_model(options, None if target is None else target.needed)
     scale = model.scale
     large = (found.video.width * scale, found.video.height * scale)
     width, height = large if target is None else (target.width, target.height)
     shaped = found.video if target is None else replace(found.video, sample_aspect_ratio=Fraction(1))
-    spec, video = plan_encoder(
-        container,
-        shaped,
-        width,
-        height,
-        name=options.encoder,
-        crf=options.crf,
-        preset=options.preset,
-        options=options.encoder_options(),
-        pixel_format=options.pixel_format,
-        threads=_ENCODER_THREADS,
-    )
+    spec, video, encoder_notes = _plan_encoder(container, shaped, width, height, options)
     losses = encoder_losses(shaped, video, spec.name, options.pixel_format)
     streams = plan_streams(source, container, video_index=found.stream_index)
     if options.strict:
         tags = tags_that_get_lost(source, container)
         dropped = [f"{container} does not keep the tags {', '.join(tags)}"] if tags else []
         _refuse_losses(found, streams, [*losses, *dropped])
-    device = str(choose_devices(options.device)[0])
     upscaler = Upscaler(model, device=device, precision=options.precision, tile=options.tile)
     fit = _fit(upscaler, found.video, options)
     upscaler.tile = fit.tile
@@ -246,6 +239,7 @@ def plan_file(
         tile=fit.tile,
         batch=fit.batch,
         decoder=decoder,
+        is_decoder_free=options.decoder == "auto",
         deinterlace=found.deinterlace,
         segment_seconds=options.segment,
         container=container,
@@ -264,9 +258,49 @@ def plan_file(
         index=index,
         streams=streams,
         segments=segments,
-        notes=(*found.notes, *_picture_notes(found), *losses, *size_notes(options, target, model)),
+        notes=(
+            *found.notes,
+            *_picture_notes(found),
+            *decoder_notes,
+            *encoder_notes,
+            *losses,
+            *size_notes(options, target, model),
+        ),
     )
     return Plan(manifest, found, upscaler)
+
+
+def _plan_encoder(
+    container: str, source: VideoInfo, width: int, height: int, options: UpscaleOptions
+) -> tuple[EncoderSpec, VideoInfo, list[str]]:
+    """The encoder by name; by `auto` the GPU's where it opens and loses nothing, else the usual one, and why."""
+
+    def planned(name: str | None) -> tuple[EncoderSpec, VideoInfo]:
+        return plan_encoder(
+            container,
+            source,
+            width,
+            height,
+            name=name,
+            crf=options.crf,
+            preset=options.preset,
+            options=options.encoder_options(),
+            pixel_format=options.pixel_format,
+            threads=_ENCODER_THREADS,
+        )
+
+    if options.encoder != "auto":
+        return *planned(options.encoder), []
+    if choose_devices(options.device)[0].type != "cuda" or container == "webm":
+        return *planned(None), []
+    try:
+        spec, video = planned(_GPU_ENCODER)
+        reasons = encoder_losses(source, video, spec.name, options.pixel_format)
+    except OptionError as error:
+        reasons = [str(error)]
+    if not reasons:
+        return spec, video, []
+    return *planned(None), [f"encoded on the CPU, not by {_GPU_ENCODER}: {'; '.join(reasons)}"]
 
 
 def _prepared(found: Probe, options: UpscaleOptions) -> Probe:

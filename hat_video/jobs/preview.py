@@ -36,6 +36,7 @@ from hat_video.media.sequence import is_sequence, plain_name
 from hat_video.media.source import open_source
 from hat_video.media.span import Span
 from hat_video.model.resample import resize
+from hat_video.paths import JsonPath
 
 __all__ = ["PreviewReport", "preview_file"]
 
@@ -48,10 +49,10 @@ _MILLISECOND = Fraction(1, 1000)
 class PreviewReport:
     """What a preview showed."""
 
-    source: Path
-    clip: Path
+    source: JsonPath
+    clip: JsonPath
     """The source, enlarged by bicubic, left; the result right; with the sound."""
-    picture: Path
+    picture: JsonPath
     """One frame of it, as PNG."""
     start_seconds: float
     """Of the source's first frame in it."""
@@ -112,7 +113,7 @@ def _preview(
     on_progress: Callable[[Progress], None] | None,
     stop: threading.Event,
 ) -> PreviewReport:
-    found = probe(path)
+    found = probe(path, options.limits())
     choices = _ranged(options, found, at, seconds)
     name = default_output(Path(path.name), "whole").name
     with locked(clip), _workshop(clip) as folder:

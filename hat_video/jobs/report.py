@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
+
+from hat_video.paths import JsonPath
 
 __all__ = ["FileReport", "Progress", "Stage"]
 
@@ -16,8 +17,8 @@ class Progress:
     """How far a run is; given to `on_progress` now and then."""
 
     stage: Stage
-    source: Path
-    output: Path
+    source: JsonPath
+    output: JsonPath
     frames_done: int
     """Frames in committed segments and in the one at work, those of an earlier run among them."""
     frames_total: int
@@ -37,8 +38,8 @@ class FileReport:
     """What was done to one clip."""
 
     status: Literal["done", "already done", "failed"]
-    source: Path
-    output: Path
+    source: JsonPath
+    output: JsonPath
     error: str | None = None
     frames: dict[str, int] = field(default_factory=dict)
     """in, out, lost, corrupt, reused."""

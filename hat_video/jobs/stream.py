@@ -22,14 +22,15 @@ from hat_video.frames import FrameBatch, VideoInfo
 from hat_video.inference.double_buffer import Prefetch, map_in_flight
 from hat_video.inference.upscaler import Upscaler
 from hat_video.jobs.choices import load_chosen_model, size_notes
-from hat_video.jobs.options import UpscaleOptions
+from hat_video.jobs.options import UpscaleOptions, refuse_idle
 from hat_video.jobs.picture import upscale_planes
 from hat_video.jobs.plan import cpu_count
 from hat_video.jobs.size import parse_size, settle_size
 from hat_video.media.encoder import plan_encoder
 from hat_video.media.formats import encoder_losses
 from hat_video.media.passthrough import StreamPlan
-from hat_video.media.pipe import PIPE_FORMATS, PipeSource, Sink, open_sink
+from hat_video.media.pipe import PipeSource
+from hat_video.media.sinks import PIPE_FORMATS, Sink, Y4MWriter, open_sink, sink_losses
 
 __all__ = ["StreamReport", "upscale_stream"]
 
@@ -63,7 +64,7 @@ def upscale_stream(
     Args:
         source: any container that can be read from the front: ts, mkv, nut, flv, y4m, fragmented mp4.
         target: is written to, never read or moved in.
-        options: as for files; what only files have (segments, work folder, strict proof) does nothing here.
+        options: as for files; what only files have (segments, ranges, the full proof) is refused.
         form: `mkv`, `nut` or `y4m`.
         source_name: of the source, for messages.
         on_frames: called with 1 for each finished frame.
@@ -72,18 +73,20 @@ def upscale_stream(
     Raises:
         SourceError, ModelError, OptionError, UsageError: the request cannot be met.
         OutputError: nobody reads `target` any more.
-        StrictError: `options.strict`, and a stream would be dropped.
+        StrictError: `options.strict`, and something would be lost; or was, which shows only at the end.
         CancelledError: `cancel` was set.
     """
-    if form not in PIPE_FORMATS:
-        raise OptionError(f"--format {form}: must be {', '.join(PIPE_FORMATS)}")
-    if options.start is not None or options.duration is not None:
-        raise OptionError("--start, --duration: what comes from a pipe is taken as it comes; give a file")
+    _refuse_idle_options(form, options)
     began = time.perf_counter()
     stop = cancel or threading.Event()
-    with PipeSource(source, source_name) as opened:
-        if options.alpha == "drop":
-            opened.info = replace(opened.info, pixel_format=opened.info.pixel_format.opaque)
+    pipe = PipeSource(
+        source,
+        source_name,
+        limits=options.limits(),
+        deinterlace=options.deinterlace,
+        has_alpha=options.alpha != "drop",
+    )
+    with pipe as opened:
         small = opened.info
         goal = None if options.size is None else settle_size(parse_size(options.size), small)
         model = load_chosen_model(options, None if goal is None else goal.needed)
@@ -94,14 +97,14 @@ def upscale_stream(
             small if goal is None else replace(small, sample_aspect_ratio=Fraction(1)),
             small.width * model.scale if goal is None else goal.width,
             small.height * model.scale if goal is None else goal.height,
-            name=options.encoder or ("ffv1" if form == "y4m" else None),
+            name="ffv1" if form == "y4m" else None if options.encoder == "auto" else options.encoder,
             crf=options.crf,
             preset=options.preset,
             options=options.encoder_options(),
             pixel_format=options.pixel_format,
             threads=_ENCODER_THREADS,
         )
-        losses = encoder_losses(small, large, spec.name, options.pixel_format)
+        losses = encoder_losses(small, large, spec.name, options.pixel_format) + sink_losses(form, small)
         opened.notes += losses
         try:
             sink, plans = open_sink(target, form, opened, spec, large)
@@ -115,6 +118,11 @@ def upscale_stream(
             raise OutputError(f"-o -: cannot be written: {error.strerror}") from None
         if work.frames != frames_out:
             raise WorkError(f"{source_name}: {work.frames} frames came in and {frames_out} went out")
+        if isinstance(sink, Y4MWriter) and sink.uneven:
+            opened.losses.append(f"{sink.uneven} frames have other times than y4m's constant rate gives them")
+            opened.notes.append(opened.losses[-1])
+        if options.strict and opened.losses:
+            raise StrictError(f"{source_name}: {'; '.join(opened.losses)}; --strict refuses what has gone out")
         return StreamReport(
             frames=frames_out,
             seconds=time.perf_counter() - began,
@@ -123,6 +131,17 @@ def upscale_stream(
             streams=[asdict(plan) for plan in plans],
             notes=opened.notes,
         )
+
+
+def _refuse_idle_options(form: str, options: UpscaleOptions) -> None:
+    """What a pipe cannot do is refused rather than passed over."""
+    if form not in PIPE_FORMATS:
+        raise OptionError(f"--format {form}: must be {', '.join(PIPE_FORMATS)}")
+    refuse_idle(options, ("start", "duration", "rate"), "what comes from a pipe is taken as it comes; give a file")
+    files = ("verify", "segment", "work_dir", "keep_work", "trace")
+    refuse_idle(options, files, "a pipe is neither proven nor resumed; give files")
+    if form == "y4m":
+        refuse_idle(options, ("encoder", "crf", "preset", "encoder_option"), "y4m is not encoded")
 
 
 def _pump(

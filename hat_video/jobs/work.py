@@ -173,11 +173,23 @@ class Worker:
         recipe = manifest.recipe
         has_alpha = manifest.source_video.pixel_format.has_alpha
         found = found or prepare(probe(manifest.source), deinterlace=recipe.deinterlace, has_alpha=has_alpha)
-        self._source = open_source(manifest.source, decoder=recipe.decoder, probe=found, batch=recipe.batch)
+        self._source = open_source(
+            manifest.source,
+            decoder=recipe.decoder,
+            probe=found,
+            batch=recipe.batch,
+            device=upscaler.device,
+            goes_on=recipe.is_decoder_free,
+        )
         self._keeps_spans = keeps_spans
         self.spans: list[Span] = []
         """Of all segments so far; empty unless they are kept."""
         self._hashes: list[str] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """What became of the decoder, one line each."""
+        return self._source.notes
 
     def __enter__(self) -> Worker:
         return self

@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["decoder_of", "describe", "look", "nearest_planar", "planes_of", "to_fraction"]
+__all__ = [
+    "decoder_of",
+    "describe",
+    "has_idle_alpha",
+    "is_see_through",
+    "look",
+    "nearest_planar",
+    "planes_of",
+    "to_fraction",
+]
 
 # Telecined film has two woven frames in five, a studio's first second may have none: so many frames are asked from the
 # beginning, and so many in each of three places further on.
@@ -88,12 +97,10 @@ def look(
                 break
             has_fields = any(frame.interlaced_frame for frame in _at(container, stream, pts))
     is_transparent = True
-    if nearest_planar(first.format.name).has_alpha and (
-        stream.codec_context.name in _ALWAYS_ALPHA or first.format.name == "pal8"
-    ):
+    if has_idle_alpha(first, stream):
         # GIF has an alpha channel always and transparency seldom: only its pictures can tell, and all of them must.
         reformatter = VideoReformatter()
-        is_transparent = any(_is_see_through(frame, reformatter) for frame in _again(container, stream, context))
+        is_transparent = any(is_see_through(frame, reformatter) for frame in _again(container, stream, context))
     return describe(first, stream, time_base, rate, is_interlaced=has_fields, is_transparent=is_transparent)
 
 
@@ -177,7 +184,13 @@ def _again(container: InputContainer, stream: VideoStream, context: VideoCodecCo
     return _decoded(container, stream, context)
 
 
-def _is_see_through(frame: VideoFrame, reformatter: VideoReformatter) -> bool:
+def has_idle_alpha(frame: VideoFrame, stream: VideoStream) -> bool:
+    """Whether the frame has alpha as all of its codec's frames have, transparent or not."""
+    name = frame.format.name
+    return nearest_planar(name).has_alpha and (stream.codec_context.name in _ALWAYS_ALPHA or name == "pal8")
+
+
+def is_see_through(frame: VideoFrame, reformatter: VideoReformatter) -> bool:
     """Whether any pixel is less than opaque."""
     alpha = reformatter.reformat(frame, format="gbrap").planes[-1]
     return bool((from_dlpack(alpha) < 255).any())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -236,6 +237,8 @@ def _output_color(source: VideoInfo, pixel_format: PixelFormat) -> ColorInfo:
 
 def add_video(container: OutputContainer, spec: EncoderSpec, info: VideoInfo) -> VideoStream:
     """Adds the stream of an encoder to a container that has no header yet."""
+    if spec.name == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # it writes to stderr by itself; 1 is errors only
     stream: VideoStream = container.add_stream(  # type: ignore[assignment]
         spec.name, rate=info.rate or Fraction(25), options=spec.private_options()
     )

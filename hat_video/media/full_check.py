@@ -232,5 +232,5 @@ def _planes_of(path: Path, stream_index: int, video: VideoInfo) -> Iterator[tupl
                 name = frame.format.name.replace("yuvj", "yuv")
                 picture = frame
                 if name != video.pixel_format.name.replace("yuvj", "yuv"):
-                    picture = reformatter.reformat(frame, format=video.pixel_format.name)
+                    picture = reformatter.reformat(frame, format=video.pixel_format.name, threads=1)
                 yield frame.pts, [from_dlpack(plane) for plane in picture.planes]

@@ -92,7 +92,7 @@ def open_file(path: Path, *, form: str | None = None, tag_errors: str = "replace
         if int(av.__version__.split(".")[0]) < 19:
             return av.open(name, "r", format=form, options=options, metadata_errors=tag_errors)
         return av.open(name, "r", format=form, options=options)
-    except (av.error.ArgumentError, av.error.PermissionError):
+    except (av.error.ArgumentError, av.error.PermissionError, av.error.InvalidDataError):
         if (kind := _leads_elsewhere(path)) is None:
             raise
         raise SourceError(

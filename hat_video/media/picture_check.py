@@ -253,7 +253,7 @@ def _frame_luma(frame: VideoFrame, is_full: bool) -> Tensor:
         pixel_format = PixelFormat.parse(frame.format.name)
     except ValueError:
         pixel_format = nearest_planar(frame.format.name)
-        frame = frame.reformat(format=pixel_format.name)
+        frame = frame.reformat(format=pixel_format.name, threads=1)
     return _luma([from_dlpack(plane) for plane in frame.planes], pixel_format, is_full)
 
 

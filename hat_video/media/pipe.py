@@ -1,4 +1,4 @@
-"""Pipes: a source that can be read once and from the front, and an output that can only be written to.
+"""A source that can be read once and from the front.
 
 There is no index of a pipe, so nothing can be planned, resumed or proven beforehand; frames and packets go through in
 the order in which they come, each with its own time.
@@ -8,41 +8,46 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
+from itertools import chain
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, cast
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import av
-import torch
-from av.audio.stream import AudioStream
 from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Stream
-from av.subtitles.stream import SubtitleStream
 from av.video.reformatter import VideoReformatter
 
-from hat_video.errors import OptionError, OutputError, SourceError
-from hat_video.frames import FrameBatch, PixelFormat, VideoInfo
-from hat_video.media.carry import Carrier, ConvertAudio, ConvertText, Copy, add_audio, add_copy, clean_metadata
-from hat_video.media.describe import describe, nearest_planar, planes_of, to_fraction
-from hat_video.media.encoder import EncoderSpec, add_video, video_frame
-from hat_video.media.opening import safe_options
-from hat_video.media.passthrough import StreamPlan, plan_open_streams
+from hat_video.errors import SourceError
+from hat_video.frames import FrameBatch, VideoInfo
+from hat_video.media.deinterlace import deinterlaced, settle_deinterlace
+from hat_video.media.describe import (
+    decoder_of,
+    describe,
+    has_idle_alpha,
+    is_see_through,
+    nearest_planar,
+    planes_of,
+    to_fraction,
+)
+from hat_video.media.opening import Limits, safe_options
 
 if TYPE_CHECKING:
-    from av.container import InputContainer, OutputContainer
+    from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["PIPE_FORMATS", "PipeSource", "Sink", "Y4MWriter", "open_sink"]
-
-PIPE_FORMATS = {"mkv": "matroska", "nut": "nut", "y4m": "y4m"}
-"""What may be written to a pipe, by the name that `--format` has for it."""
+__all__ = ["PipeSource"]
 
 _THREADS = 2
 # Packets and frames that may come before the first picture and the first sound of every stream.
 _MOST_HELD = 400
 _ADTS_BYTES = 7
+# Less is rounding, of containers and of their headers.
+_SLACK = Fraction(1, 2)
 
 
 def _audio_specific_config(header: bytes) -> bytes:
@@ -61,36 +66,43 @@ class _Reader:
         self.read = file.read
 
 
-class _Writer:
-    """The writing half of a file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def write(self, data: bytes) -> int:
-        """All of it, or an error."""
-        self._file.write(data)
-        return len(data)
-
-
 class PipeSource:
     """Frames and packets of what comes through a pipe. A context manager; iterate `items` once.
 
     Args:
         file: where the bytes come from.
         name: of it, for messages.
+        limits: what it may ask of this machine.
+        deinterlace: as `settle_deinterlace` takes it; the first frame's mark counts.
+        has_alpha: False: transparency is left out.
 
     Raises:
-        SourceError: it is no media that can be read from the front, or has no video that can be decoded.
+        SourceError: it is no media that can be read from the front, asks for more than `limits`, or has no video that
+            can be decoded.
     """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        name: str,
+        *,
+        limits: Limits | None = None,
+        deinterlace: str = "auto",
+        has_alpha: bool = True,
+    ) -> None:
         self.name = name
         self.notes: list[str] = []
+        self.losses: list[str] = []
+        """What did not come through, once all items have been taken: one line each, also in `notes`."""
+        self._limits = limits or Limits()
+        self._asked = deinterlace, has_alpha
         self._reformatter = VideoReformatter()
         self._held: deque[VideoFrame | Packet[Stream]] = deque()
         self._last: int | None = None
-        self._counted = self._moved = self._bad = 0
+        self._counted = self._moved = self._bad = self._corrupt = self._woven = self._frames = 0
+        self._transparent = 0
+        self._first: int | None = None
+        self._error: str | None = None
         try:
             self.container: InputContainer = av.open(_Reader(file), "r", options=safe_options())
         except (FFmpegError, OSError, ValueError) as error:
@@ -115,7 +127,9 @@ class PipeSource:
         if not self.container.streams.video:
             raise SourceError(f"{self.name}: no video stream in it")
         self.stream: VideoStream = self.container.streams.video[0]
-        self.stream.codec_context.thread_type, self.stream.codec_context.thread_count = "AUTO", _THREADS
+        self._limits.check(Path(self.name), self.container)
+        self._context = decoder_of(self.stream)
+        self._context.thread_type, self._context.thread_count = "AUTO", _THREADS
         time_base = to_fraction(self.stream.time_base)
         if time_base is None:
             raise SourceError(f"{self.name}: its video stream has no time base")
@@ -141,8 +155,21 @@ class PipeSource:
         if first is None:
             codec = self.stream.codec_context.name
             raise SourceError(f"{self.name}: not one frame of its {codec} video can be decoded")
-        self.info, notes = describe(first, self.stream, time_base, rate)
+        is_transparent = not has_idle_alpha(first, self.stream) or is_see_through(first, self._reformatter)
+        info, notes = describe(first, self.stream, time_base, rate, is_transparent=is_transparent)
+        self._limits.check_size(Path(self.name), info.width, info.height)
         self.notes += notes
+        asked, has_alpha = self._asked
+        self._mode = settle_deinterlace(asked, info)
+        self._drops_alpha = not has_alpha
+        if not has_alpha:
+            info = replace(info, pixel_format=info.pixel_format.opaque)
+        if self._mode != "off":
+            info = replace(info, is_interlaced=False)
+            self.notes.append(f"deinterlaced by bwdif ({self._mode})")
+        if self._mode.startswith("field"):
+            info = replace(info, time_base=info.time_base / 2, rate=info.rate and 2 * info.rate)
+        self.info: VideoInfo = info
 
     def _read(self) -> Iterator[VideoFrame | Packet[Stream]]:
         packets = self.container.demux()
@@ -150,43 +177,82 @@ class PipeSource:
             try:
                 packet = next(packets, None)
             except FFmpegError as error:
-                self.notes.append(f"the stream ends early: {error.strerror}")
+                self._error = error.strerror
                 packet = None
             if packet is not None and packet.stream.index != self.stream.index:
                 yield packet
                 continue
+            if packet is not None and not packet.size and (packet.pts is not None or packet.dts is not None):
+                continue  # Theora says so that the picture stays; to a decoder it would be the end
             is_end = packet is None or not packet.size
             try:
-                frames = self.stream.codec_context.decode(None if is_end else packet)
+                frames = self._context.decode(None if is_end else packet)
             except FFmpegError:
                 self._bad += 1
                 frames = []
             yield from frames
-            if packet is None:
+            if is_end:
                 return
 
     def items(self) -> Iterator[FrameBatch | Packet[Stream]]:
         """Each frame as a batch of one, and the packets of the other streams, as they come.
 
         Raises:
-            SourceError: the picture's size or format changes.
+            SourceError: the picture's size or format changes, or more frames come than are allowed.
         """
+        passing: deque[Packet[Stream]] = deque()
+
+        def frames() -> Iterator[tuple[int, VideoFrame]]:
+            for item in chain(self._first_items(), self._raw):
+                if isinstance(item, Packet):
+                    passing.append(item)
+                else:
+                    yield self._timed(item)
+
+        def ticks_of(pts: int) -> tuple[int, ...]:
+            # The second field is shown in the middle; of a stream that is the one the rate tells.
+            return (2 * pts, 2 * pts + self._step) if self._mode.startswith("field") else (pts,)
+
+        shown = frames() if self._mode == "off" else deinterlaced(frames(), self._mode, ticks_of)
+        last: int | None = None
+        for tick, frame in shown:
+            while passing:
+                yield passing.popleft()
+            # Two fields of a variable rate may come out in each other's way.
+            last = tick if last is None else max(tick, last + 1)
+            yield FrameBatch(tuple(plane[None] for plane in planes_of(frame, self.info.pixel_format)), (last,))
+        yield from passing
+        self._sum_up()
+
+    def _first_items(self) -> Iterator[VideoFrame | Packet[Stream]]:
         while self._held:
-            yield self._item(self._held.popleft())
-        for item in self._raw:
-            yield self._item(item)
-        for count, what in (
-            (self._counted, "frames have no timestamp and are counted"),
-            (self._moved, "frames repeat a timestamp or go back: each moved to the next free tick"),
-            (self._bad, "packets cannot be decoded"),
+            yield self._held.popleft()
+
+    def _sum_up(self) -> None:
+        seen = (self._last or 0) * (self.stream.time_base or 0) - (self._first or 0) * (self.stream.time_base or 0)
+        promised = Fraction(self.container.duration or 0, 1_000_000)
+        for count, what, is_loss in (
+            (self._counted, "frames have no timestamp and are counted", False),
+            (self._moved, "frames repeat a timestamp or go back: each moved to the next free tick", False),
+            (self._bad, "packets cannot be decoded", True),
+            (self._corrupt, "frames are damaged in the source", True),
+            (self._woven, "frames are interlaced, and were upscaled as they are (--deinterlace frame)", False),
+            (self._transparent, "frames are transparent, and were made opaque: the first one is not", True),
         ):
             if count:
-                self.notes.append(f"{count} {what}")
+                (self.losses if is_loss else self.notes).append(f"{count} {what}")
+        if self._error is not None:
+            self.losses.append(f"the stream ends early: {self._error}")
+        elif seen + _SLACK < promised:
+            self.losses.append(f"truncated: {float(seen):.3f} s came of the {float(promised):.3f} s that were promised")
+        self.notes += self.losses
 
-    def _item(self, item: VideoFrame | Packet[Stream]) -> FrameBatch | Packet[Stream]:
-        if isinstance(item, Packet):
-            return item
-        info, tick = self.info, item.pts
+    def _timed(self, frame: VideoFrame) -> tuple[int, VideoFrame]:
+        """A frame in the planar format, with a time that is later than the one before it."""
+        info, tick = self.info, frame.pts
+        self._frames += 1
+        if self._frames > self._limits.frames:
+            raise SourceError(f"{self.name}: has more than {self._limits.frames} frames; raise --max-frames")
         if tick is None:
             tick = 0 if self._last is None else self._last + self._step
             self._counted += 1
@@ -194,152 +260,18 @@ class PipeSource:
             tick = self._last + 1
             self._moved += 1
         self._last = tick
-        nearest = nearest_planar(item.format.name)
-        size = (item.width, item.height)
+        self._first = tick if self._first is None else self._first
+        self._corrupt += bool(frame.is_corrupt)
+        self._woven += bool(frame.interlaced_frame) and self._mode == "off"
+        nearest = nearest_planar(frame.format.name)
+        size = (frame.width, frame.height)
         if size != (info.width, info.height) or nearest.opaque != info.pixel_format.opaque:
             raise SourceError(
                 f"{self.name}: the picture changes from {info.width}x{info.height} {info.pixel_format.name} to"
-                f" {item.width}x{item.height} {item.format.name} at pts {tick}; send the parts one by one"
+                f" {frame.width}x{frame.height} {frame.format.name} at pts {tick}; send the parts one by one"
             )
-        if item.format.name != nearest.name:
-            item = self._reformatter.reformat(item, format=nearest.name)
-        return FrameBatch(tuple(plane[None] for plane in planes_of(item, info.pixel_format)), (tick,))
-
-
-class Sink(Protocol):
-    """What takes frames and packets, in the order of time."""
-
-    def write(self, item: FrameBatch | Packet[Stream]) -> None: ...
-    def finish(self) -> None: ...
-    def abandon(self) -> None: ...
-
-
-class _MuxedSink:
-    """Matroska or NUT, written as it comes. A context manager; leave it without an error to finish the stream."""
-
-    def __init__(
-        self, file: BinaryIO, container: str, source: PipeSource, plans: tuple[StreamPlan, ...], spec: EncoderSpec,
-        info: VideoInfo,
-    ) -> None:  # fmt: skip
-        self._info = info
-        self._out: OutputContainer = av.open(_Writer(file), "w", format=container, options={"flush_packets": "1"})
-        self._video = add_video(self._out, spec, info)
-        self._carriers: dict[int, Carrier] = {}
-        for plan in plans:
-            stream = source.container.streams[plan.index]
-            if plan.action == "copy":
-                out = add_copy(self._out, stream)
-                if plan.index in source.extradata:
-                    out.codec_context.extradata = source.extradata[plan.index]
-                self._carriers[plan.index] = Copy(stream, out)
-            elif plan.action == "convert" and plan.kind == "audio":
-                sound = add_audio(self._out, cast(AudioStream, stream), plan.target or "aac")
-                self._carriers[plan.index], out = ConvertAudio(cast(AudioStream, stream), sound), sound
-            elif plan.action == "convert":
-                text = cast(SubtitleStream, self._out.add_stream(plan.target or "ass"))
-                self._carriers[plan.index], out = ConvertText(cast(SubtitleStream, stream), text), text
-            else:
-                continue
-            out.metadata.update(clean_metadata(stream.metadata))
-            out.disposition = stream.disposition
-        self._video.metadata.update(clean_metadata(source.stream.metadata))
-        self._out.metadata.update(clean_metadata(source.container.metadata))
-
-    def write(self, item: FrameBatch | Packet[Stream]) -> None:
-        """A frame to be encoded, or a packet to be carried."""
-        if isinstance(item, Packet):
-            carrier = self._carriers.get(item.stream.index)
-            for packet in carrier.feed(item) if carrier is not None else ():
-                self._out.mux(packet)
-            return
-        frame = video_frame([plane[0] for plane in item.planes], self._info)
-        frame.pts, frame.time_base, frame.pict_type = item.pts[0], self._info.time_base, 0
-        self._out.mux(self._video.encode(frame))
-
-    def finish(self) -> None:
-        """Flushes everything."""
-        self._out.mux(self._video.encode(None))
-        for carrier in self._carriers.values():
-            for packet in carrier.flush():
-                self._out.mux(packet)
-        self._out.close()
-
-    def abandon(self) -> None:
-        """Lets go after an error."""
-        try:
-            self._out.close()
-        except (FFmpegError, OSError, ValueError):
-            return
-
-
-class Y4MWriter:
-    """YUV4MPEG2: uncompressed frames for VapourSynth, mpv and ffmpeg. It has pictures and one frame rate, nothing else.
-
-    Args:
-        file: where it goes.
-        info: the facts of the stream; YUV or gray of 8 to 16 bits.
-
-    Raises:
-        OptionError: the pixel format is one that Y4M does not have.
-
-    Source: https://wiki.multimedia.cx/index.php/YUV4MPEG2, and FFmpeg's yuv4mpegenc.c for the depths above 8 bits.
-    """
-
-    def __init__(self, file: BinaryIO, info: VideoInfo) -> None:
-        self._file = file
-        rate, aspect = info.rate or Fraction(25), info.sample_aspect_ratio
-        head = f"YUV4MPEG2 W{info.width} H{info.height} F{rate.numerator}:{rate.denominator} Ip"
-        head += f" A{aspect.numerator}:{aspect.denominator} C{_y4m_colour(info.pixel_format, info)}"
-        head += f" XCOLORRANGE={'FULL' if info.color.is_full_range else 'LIMITED'}\n"
-        file.write(head.encode("ascii"))
-
-    def write(self, item: FrameBatch | Packet[Stream]) -> None:
-        """A frame; packets of other streams have no place here."""
-        if isinstance(item, Packet):
-            return
-        self._file.write(b"FRAME\n")
-        for plane in item.planes:
-            samples = plane[0].contiguous()
-            data = samples if samples.dtype == torch.uint8 else samples.view(torch.uint8)
-            self._file.write(data.numpy().tobytes())
-
-    def finish(self) -> None:
-        """Hands the last bytes on."""
-        self._file.flush()
-
-    def abandon(self) -> None:
-        """Nothing to let go of."""
-
-
-def _y4m_colour(pixel_format: PixelFormat, info: VideoInfo) -> str:
-    depth = pixel_format.bit_depth
-    if pixel_format.kind == "gray":
-        return "mono" if depth == 8 else f"mono{depth}"
-    chroma = {(1, 1): "420", (1, 0): "422", (0, 0): "444", (2, 0): "411"}.get(
-        (pixel_format.log2_chroma_w, pixel_format.log2_chroma_h)
-    )
-    if pixel_format.kind != "yuv" or chroma is None or pixel_format.has_alpha:
-        raise OptionError(f"--format y4m: cannot hold {pixel_format.name}; use --format mkv or nut")
-    if depth > 8:
-        return f"{chroma}p{depth}"
-    siting = {"left": "mpeg2", "center": "jpeg", "topleft": "paldv"}[info.color.siting]
-    return f"{chroma}{siting}" if chroma == "420" else chroma
-
-
-def open_sink(
-    file: BinaryIO, form: str, source: PipeSource, spec: EncoderSpec, info: VideoInfo
-) -> tuple[Sink, tuple[StreamPlan, ...]]:
-    """What takes the frames and packets, and what becomes of each stream of the source.
-
-    Raises:
-        OptionError: the format cannot hold the pictures.
-        OutputError: nobody reads the pipe.
-    """
-    try:
-        if form == "y4m":
-            return Y4MWriter(file, info), ()
-        container = PIPE_FORMATS[form]
-        plans = plan_open_streams(source.container, container, video_index=source.stream.index)
-        return _MuxedSink(file, container, source, plans, spec, info), plans
-    except BrokenPipeError:
-        raise OutputError("the output pipe was closed by its reader") from None
+        if nearest.has_alpha and not info.pixel_format.has_alpha and not self._drops_alpha:
+            self._transparent += is_see_through(frame, self._reformatter)
+        if frame.format.name != nearest.name:
+            frame = self._reformatter.reformat(frame, format=nearest.name, threads=1)
+        return tick, frame

@@ -23,6 +23,7 @@ from hat_video.errors import SourceError
 from hat_video.frames import VideoInfo
 from hat_video.media.describe import describe, look, nearest_planar, to_fraction
 from hat_video.media.opening import Limits, open_file
+from hat_video.paths import JsonPath
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -70,7 +71,7 @@ class FrameIndex:
 class Probe:
     """All that is known of a source before the first frame is computed."""
 
-    path: Path
+    path: JsonPath
     format_name: str
     stream_index: int
     """Of the video stream that is upscaled."""

@@ -47,6 +47,8 @@ class PyavSource:
         """Timestamps within the ranges read so far that no frame came for."""
         self.corrupt: list[int] = []
         """Timestamps of frames that the decoder gave, but marked as damaged."""
+        self.notes: list[str] = []
+        """Why another decoder was not taken, one line each."""
         self._probe = probe
         self._batch = batch
         # The index counts in halves of the stream's ticks where each of two fields becomes a frame.
@@ -247,7 +249,8 @@ class PyavSource:
                 f"{self._probe.path}: the pixel format changes from {info.pixel_format.name} to {name}"
                 f" at {self._place(tick)}; cut the file there and upscale the parts"
             )
-        return frame if name == nearest.name else self._reformatter.reformat(frame, format=nearest.name)
+        # With threads, FFmpeg 8.1 may write over rows of P010 whose width is no multiple of 8.
+        return frame if name == nearest.name else self._reformatter.reformat(frame, format=nearest.name, threads=1)
 
     def _place(self, tick: int) -> str:
         return f"{float(tick * self.info.time_base):.3f} s (pts {tick})"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hat_video.errors import OptionError, OutputError, SourceError, UsageError
 from hat_video.frames import ColorInfo, PixelFormat, VideoInfo
+from hat_video.media.opening import Limits
 
 __all__ = ["STILL_SUFFIXES", "Still", "is_still", "read_still", "write_still"]
 
@@ -71,8 +72,12 @@ def _vips() -> ModuleType:
     return module
 
 
-def read_still(path: Path) -> Still:
+def read_still(path: Path, limits: Limits | None = None) -> Still:
     """Reads a picture.
+
+    Args:
+        path: the picture.
+        limits: how large it may be; the defaults if None.
 
     Raises:
         SourceError: it cannot be read, or is of a kind that is not upscaled here (CMYK, floating point, several pages).
@@ -81,6 +86,7 @@ def read_still(path: Path) -> Still:
     vips = _vips()
     try:
         image = vips.Image.new_from_file(str(path.absolute()), fail_on="truncated")
+        (limits or Limits()).check_size(path, image.width, image.height)
         pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
         if pages > 1:
             raise SourceError(f"{path}: has {pages} pages; give them one by one")

@@ -67,6 +67,8 @@ def _refusal(kind: Kind, lines: list[str], source: Path, output: Path) -> Outcom
     outcome = Outcome("refused", [reason.split(";")[0]])
     if kind.refused is None or not re.search(kind.refused, last):
         outcome.faults.append(f"refused: {last}")
+    if "hat-video: unexpected" in last:
+        outcome.faults.append(last)
     if "Traceback" in "\n".join(lines):
         outcome.faults.append("a traceback was shown")
     if output.exists():

@@ -149,6 +149,8 @@ def _fault(status: int | None, peak: int, text: str, source: Path, output: Path,
         return f"crash: signal {os.WTERMSIG(status)}"
     if "Traceback (most recent" in text:
         return "traceback: " + text.strip().splitlines()[-1]
+    if "hat-video: unexpected" in text:
+        return "unexpected: " + text.strip().splitlines()[-1]
     if peak > _MOST_MEMORY:
         return f"memory: {peak >> 20} MiB"
     code = os.WEXITSTATUS(status)
