@@ -7,12 +7,13 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quality test check format clean
+.PHONY: help demo quality test check gpu-acceptance format clean
 
 help:
 	@echo "make demo    upscale the sample clip; prints where the video and the before/after picture are"
 	@echo "make test    run the tests"
 	@echo "make check   ruff format --check, ruff check, mypy --strict"
+	@echo "make gpu-acceptance   prove everything that needs an NVIDIA GPU, and measure it (GPU_PYTHON: whose torch sees it)"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make quality STILLS=... CLIPS=...   measure the shipped models, and write the README's table"
 	@echo "make clean   remove the virtual environment and the demo's files"
@@ -39,6 +40,12 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# With the torch that is there, and no network: nothing is installed.
+GPU_PYTHON ?= $(PYTHON)
+gpu-acceptance:
+	HAT_VIDEO_REQUIRE_GPU=1 $(GPU_PYTHON) -m pytest -m gpu -p no:xdist $(ARGS)
+	$(GPU_PYTHON) benchmarks/gpu.py
 
 format: $(READY)
 	$(BIN)/ruff format .
