@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from hat_video.cli import main
+from hat_video.jobs.gpu_check import _write_clip
+from hat_video.media.source import open_source
 from tests.clips import make_clip
 from tests.command import ROOT, sidecars, start, tree, upscale
 
@@ -345,3 +348,23 @@ def test_encoder_auto_is_the_usual_one_without_a_gpu(tmp_path: Path) -> None:
     assert main(["upscale", str(clip), "-o", str(tmp_path / "a.mp4"), "--model", "bicubic", "--encoder", "auto"]) == 0
     assert main(["upscale", str(clip), "-o", str(tmp_path / "b.mp4"), "--model", "bicubic"]) == 0
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_doctor_says_what_a_gpu_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor", "--gpu"])
+    said = capsys.readouterr().out
+    if torch.cuda.is_available():
+        assert code == 0
+        assert said.count("works") >= 9
+    else:
+        assert code == 1
+        assert "sees no GPU" in said
+
+
+def test_the_doctors_own_clip_is_one(tmp_path: Path) -> None:
+    """What its GPU decoders are tried on decodes on a CPU, too, frame by frame."""
+    _write_clip(tmp_path / "clip.mkv")
+    with open_source(tmp_path / "clip.mkv") as source:
+        lumas = [batch.planes[0] for batch in source]
+    assert len(lumas) == 48
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(lumas))

@@ -87,10 +87,25 @@ def models_command(as_json: Annotated[bool, typer.Option("--json", help="print J
         print(f"{'':<41} {size}{model.licence}; {model.where}")
 
 
-def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+def doctor_command(
+    gpu: Annotated[bool, typer.Option("--gpu", help="try what an NVIDIA GPU can do, each thing for real")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
     """Say what this machine can do, and what would be chosen on it."""
     from hat_video.jobs.doctor import examine
+    from hat_video.jobs.gpu_check import check_gpu
 
+    if gpu:
+        checks = []
+        for check in check_gpu():
+            checks.append(check)
+            if not as_json:
+                print(f"{check.name:<16} {'works' if check.works else 'does not work'}: {check.text}", flush=True)
+        if as_json:
+            print(json.dumps([asdict(check) for check in checks], indent=1))
+        if not checks[0].works:
+            raise typer.Exit(FAILED)
+        return
     facts = examine()
     if as_json:
         print(json.dumps(facts, indent=1, default=str))
