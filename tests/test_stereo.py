@@ -73,7 +73,6 @@ def test_matroska_becomes_mp4(tmp_path: Path) -> None:
 
 def test_a_lost_mode_is_found(tmp_path: Path) -> None:
     clip = in_stream(tmp_path / "clip.mp4", 3)
-    ffmpeg()
     ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:d=0.4:r=10", "-vf", "scale=128:96", "-c:v", "libx264", "-pix_fmt",
            "yuv420p", tmp_path / "out.mp4")  # fmt: skip
     found = verify_files(clip, tmp_path / "out.mp4").verdict
