@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -161,7 +161,9 @@ class ProcessEngine:
         talk, other_talk = context.Pipe()
         other_life, life = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(order, other_talk, other_life), name="hat-video-worker")
-        # Until the process can see to Ctrl-C itself, it must not hear it.
+        # Until the process can see to Ctrl-C itself, it must not hear it. The tracker that multiprocessing starts first
+        # would unblock the signal.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
