@@ -28,8 +28,9 @@ sys.path.insert(0, str(ROOT))  # the reference is the tests'
 
 from hat_video import UpscaleOptions, Upscaler, load_model, upscale_file  # noqa: E402
 from hat_video.errors import HatVideoError  # noqa: E402
+from hat_video.inference.backends import build  # noqa: E402
 from hat_video.inference.fit import gpu_memory  # noqa: E402
-from hat_video.inference.optimize import optimize  # noqa: E402
+from hat_video.inference.optimize import FastHAT  # noqa: E402
 from hat_video.inference.timeline import busy_share  # noqa: E402
 from hat_video.jobs.doctor import examine  # noqa: E402
 from hat_video.model.checkpoint import infer_config  # noqa: E402
@@ -76,7 +77,10 @@ def compare(
         network(frames[:1])
     flops = counter.get_total_flops() * frames.shape[0]
     frames = frames.to(device)
-    ours = {name: optimize(network, dtype=dtype, device=device) for name, dtype in DTYPES.items()}
+    ours: dict[str, FastHAT] = {}
+    for name, dtype in DTYPES.items():
+        ours[name] = build(network, "torch", dtype=dtype, device=device)
+        ours[f"{name} compiled"] = build(network, "torch-compiled", dtype=dtype, device=device)
     forms: dict[str, Callable[[], object]] = {
         f"ours {name}": (lambda form=form: form(frames)) for name, form in ours.items()
     }

@@ -267,8 +267,8 @@ def test_a_named_format_is_used_or_refused(tmp_path: Path) -> None:
     assert probe(tmp_path / "a.mkv").video.pixel_format.name == "yuva444p10le"
     with pytest.raises(OptionError, match=r"--pixel-format yuv420p: has no place for the source's transparency"):
         upscaled(clip, tmp_path / "b.mkv", encoder="ffv1", pixel_format="yuv420p")
-    with pytest.raises(OptionError, match=r"--pixel-format nv12: no format of libx264.*libx264 has yuv420p, yuv422p"):
-        upscaled(clip, tmp_path / "c.mkv", encoder="libx264", pixel_format="nv12", alpha="drop")
+    with pytest.raises(OptionError, match=r"--pixel-format nv21: no format of libx264.*libx264 has yuv420p, yuv422p"):
+        upscaled(clip, tmp_path / "c.mkv", encoder="libx264", pixel_format="nv21", alpha="drop")
 
 
 def test_losses_of_format_are_said_and_strict_refuses(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hat_video.color import from_rgb, to_rgb
+from hat_video.errors import OptionError
 from hat_video.frames import ColorInfo, FrameBatch, PixelFormat
 from hat_video.inference.double_buffer import StreamLane, run_through
 from hat_video.inference.fit import fit_to_gpu, gpu_memory, trial_bytes
@@ -20,6 +21,7 @@ from hat_video.inference.timeline import Timeline, busy_share
 from hat_video.inference.upscaler import Upscaler
 from hat_video.jobs.file import upscale_file
 from hat_video.jobs.options import UpscaleOptions
+from hat_video.media.encoder import SegmentWriter, plan_encoder
 from hat_video.media.source import open_source
 from hat_video.model.zoo import load_model
 from tests.clips import make_clip
@@ -50,6 +52,14 @@ def test_the_network_equals_the_cpus(scale: int, precision: str, floor: float) -
     ours = Upscaler(model, device="cuda", precision=precision)
     assert psnr(ours(frames), expected) > floor
     assert precision != "auto" or ours.precision == "fp16"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_compiled_blocks_compute_the_same(precision: str) -> None:
+    model, frames = load_model("hat-nano", scale=2), sample(2)
+    eager = Upscaler(model, device="cuda", precision=precision)(frames)
+    compiled = Upscaler(model, device="cuda", precision=precision, backend="torch-compiled")(frames)
+    assert psnr(compiled, eager) > (70 if precision == "fp32" else 50)
 
 
 @pytest.mark.parametrize("name", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "gbrp", "gray"])
@@ -231,3 +241,34 @@ def test_a_trace_has_the_gpus_lanes(tmp_path: Path) -> None:
     assert lanes == {"decode", "copy in", "model", "copy out", "encode"}
     spans = [(e["cat"], e["ts"], e["ts"] + e["dur"], None) for e in events if e["ph"] == "X"]
     assert busy_share(spans, "model", during="encode") > 0
+
+
+def test_frames_go_to_nvenc_where_they_lie(tmp_path: Path) -> None:
+    with open_source(CLIP, batch=8) as source:
+        batch, small = next(iter(source)), source.info
+    try:
+        host, info = plan_encoder("matroska", small, small.width, small.height, name="h264_nvenc")
+    except OptionError:
+        # Some data-centre GPUs have no encoder at all; then `auto` must say so and go on.
+        report = upscale_file(CLIP, tmp_path / "out.mp4", UpscaleOptions(device="cuda", encoder="auto", duration="0.4"))
+        assert any("not by h264_nvenc" in note for note in report.notes)
+        return
+    direct, _ = plan_encoder("matroska", small, small.width, small.height, name="h264_nvenc", from_gpu=True)
+    assert (direct.memory, direct.pixel_format) == ("cuda", "nv12")
+    films = []
+    for spec, planes in ((host, batch.planes), (direct, tuple(plane.cuda() for plane in batch.planes))):
+        path = tmp_path / f"{spec.memory}.mkv"
+        with SegmentWriter(path, spec, info) as writer:
+            for again in range(10):
+                pts = tuple(again * len(batch) + pts for pts in range(len(batch)))
+                writer.write(FrameBatch(planes, pts))
+            writer.close()
+        with open_source(path) as source:
+            films.append([torch.cat(plane).float() / 255 for plane in zip(*(b.planes for b in source), strict=True)])
+    for plane, (a, b) in enumerate(zip(*films, strict=True)):
+        assert psnr(a, b) > 40, f"plane {plane} came out of the GPU's memory as another"
+
+
+def test_a_film_stays_on_the_gpu_from_end_to_end(tmp_path: Path) -> None:
+    report = upscale_file(CLIP, tmp_path / "a.mp4", UpscaleOptions(device="cuda", encoder="auto", duration="1"))
+    assert report.frames == len(film(tmp_path / "a.mp4")[0])

@@ -10,7 +10,7 @@ import torch
 
 from hat_video.inference.optimize import optimize
 from hat_video.model.checkpoint import infer_config
-from hat_video.model.hat import HAT, HATConfig
+from hat_video.model.hat import HAT, ChannelAttention, HATConfig
 from hat_video.model.windows import (
     overlapping_position_index,
     relative_position_index,
@@ -186,3 +186,28 @@ def test_windows_come_back() -> None:
 def test_position_tables_use_every_row() -> None:
     assert sorted(set(relative_position_index(16).flatten().tolist())) == list(range(31 * 31))
     assert sorted(set(overlapping_position_index(16, 24).flatten().tolist())) == list(range(39 * 39))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (24, 40), (40, 16)])
+@pytest.mark.parametrize("box", [8, 16, 24])
+def test_boxes_of_the_channel_attention(size: tuple[int, int], box: int) -> None:
+    """Each box is gated as if it were a picture of its own."""
+    network = HAT(replace(SMALL, attention_pool=box))
+    scramble(network, 5).eval().double()
+    gate = network.layers[0].residual_group.blocks[0].conv_block.cab[3]
+    x = torch.rand(1, SMALL.embed_dim, *size, dtype=torch.float64)
+    alone = ChannelAttention(SMALL).double()
+    alone.load_state_dict(gate.state_dict())
+    expected = torch.cat([torch.cat([alone(piece) for piece in row.split(box, 3)], 3) for row in x.split(box, 2)], 2)
+    frames = torch.rand(2, 3, *size, dtype=torch.float64)
+    with torch.inference_mode():
+        assert largest(gate(x), expected) <= 1e-12
+        fast = optimize(network, dtype=torch.float64, device=CPU)
+        assert largest(fast(frames), network(frames)) <= 1e-10
+        network.pool_over(0)
+        assert largest(fast(frames), network(frames)) > 1e-6 or box >= max(size)
+
+
+def test_a_box_must_be_made_of_windows() -> None:
+    with pytest.raises(ValueError, match=r"attention_pool 12: must be 0 .* or a multiple of the window, 8"):
+        HAT(replace(SMALL, attention_pool=12))

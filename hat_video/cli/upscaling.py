@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from hat_video.cli.say import FAILED, Meter, Say, interruptible, tell_report, tell_table
 from hat_video.errors import CancelledError, HatVideoError, OptionError, OutputError, SourceError, UsageError
-from hat_video.jobs.choices import load_chosen_model, output_label
+from hat_video.jobs.choices import load_chosen_model, make_upscaler, output_label
 from hat_video.jobs.directory import DirectoryReport, plan_clips, upscale_clips
 from hat_video.jobs.file import upscale_file
 from hat_video.jobs.options import UpscaleOptions, load_config
@@ -169,11 +169,10 @@ def _stills(
     cancel: threading.Event,
 ) -> int:
     """Pictures, one after the other; a bad one does not stop the rest."""
-    from hat_video.inference.upscaler import Upscaler
     from hat_video.jobs.still import StillReport, upscale_still
 
     model = load_chosen_model(options)
-    upscaler = Upscaler(model, device=options.device, precision=options.precision, tile=options.tile)
+    upscaler = make_upscaler(model, options)
     is_folder = output is not None and (len(paths) > 1 or output.endswith(os.sep) or Path(output).is_dir())
     targets: dict[Path, Path | None] = {
         path: None if output is None else Path(output) / path.name if is_folder else Path(output) for path in paths

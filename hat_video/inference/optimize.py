@@ -15,6 +15,8 @@ The module is built once and never changes, so several threads may call it at th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -242,12 +244,17 @@ class _FastMlp(nn.Module):
         return out
 
 
-def _gate_layers(block: HAB) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """The two 1x1 convolutions of the channel attention."""
+def _channel_attention(block: HAB) -> ChannelAttention:
     gate = block.conv_block.cab[3]
     if not isinstance(gate, ChannelAttention):
         raise TypeError(f"{type(gate).__name__} is not a channel attention")
-    squeeze, excite = gate.attention[1], gate.attention[3]
+    return gate
+
+
+def _gate_layers(block: HAB) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """The two 1x1 convolutions of the channel attention."""
+    attention = _channel_attention(block).attention
+    squeeze, excite = attention[1], attention[3]
     if not isinstance(squeeze, nn.Conv2d) or not isinstance(excite, nn.Conv2d):
         raise TypeError("the channel attention is not made of convolutions")
     return squeeze, excite
@@ -266,17 +273,39 @@ class _FastHAB(nn.Module):
         self.squeeze = _Linear(squeeze.weight[:, :, 0, 0], squeeze.bias, gate)
         self.excite = _Linear(excite.weight[:, :, 0, 0], excite.bias, gate)
         self.gate_scale = block.conv_scale * trunk
+        self.box = _channel_attention(block).pool
         self.norm2 = _Norm(block.norm2, dtype, input_scale=trunk)
         self.mlp = _FastMlp(block.mlp.fc1, block.mlp.fc2, trunk, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm1(x)
         convolved = self.widen(F.gelu(self.narrow(y.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
-        mean = convolved.mean((1, 2), dtype=self.squeeze.weight.dtype)
-        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(mean)))) * self.gate_scale
-        x = torch.addcmul(x + self.attention(y), convolved, gate.to(x.dtype)[:, None, None])
+        x = x + self.attention(y)
+        for rows, columns, tall, wide in _boxes(x.shape[1], x.shape[2], self.box):
+            # (B, boxes down, rows of a box, boxes across, columns of a box, C), without a copy.
+            branch, part = (
+                z[:, rows, columns].unflatten(1, (-1, tall)).unflatten(3, (-1, wide)) for z in (convolved, x)
+            )
+            mean = branch.mean((2, 4), keepdim=True, dtype=self.squeeze.weight.dtype)
+            gate = torch.sigmoid(self.excite(F.relu(self.squeeze(mean)))) * self.gate_scale
+            part.addcmul_(branch, gate.to(x.dtype))
         deeper: Tensor = self.mlp(self.norm2(x))
         return x + deeper
+
+
+def _boxes(height: int, width: int, box: int) -> Iterator[tuple[slice, slice, int, int]]:
+    """Parts of a picture with boxes of one size each, and that size; the whole picture is one box if `box` is 0."""
+    for rows, tall in _whole_and_rest(height, box):
+        for columns, wide in _whole_and_rest(width, box):
+            yield rows, columns, tall, wide
+
+
+def _whole_and_rest(length: int, box: int) -> list[tuple[slice, int]]:
+    if not box or length <= box:
+        return [(slice(0, length), length)]
+    rest = length % box
+    parts = [(slice(0, length - rest), box)]
+    return [*parts, (slice(length - rest, length), rest)] if rest else parts
 
 
 class _FastOCAB(nn.Module):
@@ -357,10 +386,13 @@ class FastHAT(nn.Module):
         )
         self.conv_last = _conv(network.conv_last, dtype)
 
-    def trunk(self) -> list[nn.Module]:
-        """The modules whose outputs are the residual trunk: each block, and each group."""
-        groups = [group for group in self.layers if isinstance(group, _FastRHAG)]
-        return [module for group in groups for module in (*group.blocks, group)]
+    def groups(self) -> list[_FastRHAG]:
+        """The RHAGs; their outputs, and those of their blocks, are the residual trunk."""
+        return [group for group in self.layers if isinstance(group, _FastRHAG)]
+
+    def blocks(self) -> list[nn.Module]:
+        """Every HAB and OCAB."""
+        return [block for group in self.groups() for block in group.blocks]
 
     def forward(self, x: Tensor) -> Tensor:
         """RGB (B, 3, H, W), fp32 in [0, 1], to (B, 3, sH, sW) of the same dtype; as `HAT.forward`."""

@@ -60,7 +60,7 @@ def trunk_exponent(network: HAT, frame: Tensor) -> int:
         nonlocal largest
         largest = max(largest, float(output.abs().max()))
 
-    for module in fast.trunk():
+    for module in (*fast.blocks(), *fast.groups()):
         module.register_forward_hook(watch)
     with torch.inference_mode():
         fast(frame)

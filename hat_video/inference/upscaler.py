@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hat_video.errors import OptionError, OutOfMemoryError, WorkError
+from hat_video.inference.backends import Backend, as_compiler_error, build
 from hat_video.inference.memory import keep_freed_memory
-from hat_video.inference.optimize import FastHAT, optimize
+from hat_video.inference.optimize import FastHAT
 from hat_video.inference.precision import DTYPES, SAFER, calibration_frame, choose, trunk_exponent
 from hat_video.inference.tiling import tiled
 from hat_video.model.resample import enlarge
@@ -34,6 +35,7 @@ class Upscaler:
             fp16, made safe by an exact scale of the residual trunk, where that agrees with fp32 on a calibration frame.
         tile: side of a tile in source pixels, 16 or more; whole frames if None. A tile is not the full frame: see
             `hat_video.inference.tiling`.
+        backend: who computes the network; see `hat_video.inference.backends`.
         trunk_exponent: as another upscaler of the same model has found it, for fp16; found here if None.
 
     Raises:
@@ -47,6 +49,7 @@ class Upscaler:
         device: str = "auto",
         precision: str = "auto",
         tile: int | None = None,
+        backend: Backend = "torch",
         trunk_exponent: int | None = None,
     ) -> None:
         if precision not in ("auto", *DTYPES):
@@ -57,6 +60,7 @@ class Upscaler:
         self.scale = model.scale
         self.device = choose_device(device)
         self.tile = tile
+        self.backend: Backend = backend if model.network is not None else "torch"
         self.trunk_exponent = 0
         self.redone = 0
         """Batches that came out non-finite and were computed again one precision safer."""
@@ -147,7 +151,7 @@ class Upscaler:
             return run(rgb)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
-                raise
+                raise as_compiler_error(error) or error from error.__cause__
         _free(self.device)
         half = rgb.shape[0] // 2
         if half:
@@ -196,8 +200,12 @@ class Upscaler:
         with self._lock:
             key = (precision, exponent)
             if key not in self._networks and self.model.network is not None:
-                self._networks[key] = optimize(
-                    self.model.network, dtype=DTYPES[precision], device=self.device, trunk_exponent=exponent
+                self._networks[key] = build(
+                    self.model.network,
+                    self.backend,
+                    dtype=DTYPES[precision],
+                    device=self.device,
+                    trunk_exponent=exponent,
                 )
             return self._networks[key]
 

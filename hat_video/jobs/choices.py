@@ -5,13 +5,14 @@ from __future__ import annotations
 from fractions import Fraction
 
 from hat_video.errors import UsageError
+from hat_video.inference.upscaler import Upscaler, choose_devices
 from hat_video.jobs.options import UpscaleOptions, parse_time
 from hat_video.jobs.size import Target, parse_size
 from hat_video.media.probe import Probe
 from hat_video.media.span import Span
 from hat_video.model.zoo import Model, default_model_name, list_models, load_model
 
-__all__ = ["load_chosen_model", "output_label", "settle_span", "size_notes"]
+__all__ = ["load_chosen_model", "make_upscaler", "output_label", "settle_span", "size_notes"]
 
 
 def load_chosen_model(options: UpscaleOptions, needed: Fraction | None = None) -> Model:
@@ -30,6 +31,21 @@ def load_chosen_model(options: UpscaleOptions, needed: Fraction | None = None) -
     if options.model is not None:
         return load_model(options.model, scale=scale)
     return load_model(default_model_name(scale or 2), scale=scale or 2)
+
+
+def make_upscaler(model: Model, options: UpscaleOptions) -> Upscaler:
+    """The model made ready for the first device of the options.
+
+    Raises:
+        OptionError: a device or a backend that is not there.
+    """
+    return Upscaler(
+        model,
+        device=str(choose_devices(options.device)[0]),
+        precision=options.precision,
+        tile=options.tile,
+        backend="torch-compiled" if options.compile else "torch",
+    )
 
 
 def _scale_for(model: str | None, needed: Fraction) -> int | None:

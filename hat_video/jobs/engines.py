@@ -215,6 +215,7 @@ def _work(order: _Order, talk: Connection, life: Connection) -> None:
             device=order.device,
             precision=recipe.precision,
             tile=recipe.tile,
+            backend=recipe.backend,
             trunk_exponent=recipe.trunk_exponent,
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from hat_video.errors import HatVideoError
+from hat_video.errors import HatVideoError, OptionError
 from hat_video.frames import ColorInfo, FrameBatch, PixelFormat, VideoInfo
 from hat_video.inference.fit import fit_to_gpu, gpu_memory, trial_bytes
 from hat_video.inference.upscaler import Upscaler
@@ -132,5 +132,10 @@ def _decoder(name: str, clip: Path, device: str) -> str:
 
 
 def _encoder(name: str) -> str:
-    plan_encoder("mp4", _info(), 2 * _WIDTH, 2 * _HEIGHT, name=name)
-    return "opens"
+    size = (2 * _WIDTH, 2 * _HEIGHT)
+    plan_encoder("mp4", _info(), *size, name=name)
+    try:
+        plan_encoder("mp4", _info(), *size, name=name, from_gpu=True)
+    except OptionError as error:
+        return f"opens, but does not take frames where the GPU left them: {error}"
+    return "opens, and takes frames where the GPU left them"

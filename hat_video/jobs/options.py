@@ -46,6 +46,9 @@ class UpscaleOptions:
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], "the network's arithmetic; auto: the fastest safe one"
     ] = "auto"
+    compile: Annotated[
+        bool, "the network's blocks by torch.compile: minutes at first, kept on disk; for long films on a GPU"
+    ] = False
     decoder: Annotated[Literal["auto", "pyav", "dali", "nvdec"], "who decodes; by name: or refuse, with the reason"] = (
         "auto"
     )

@@ -21,9 +21,10 @@ from pydantic import TypeAdapter
 
 from hat_video.errors import OptionError, StrictError
 from hat_video.frames import VideoInfo
+from hat_video.inference.backends import Backend
 from hat_video.inference.fit import Fit, fit_to_gpu, gpu_memory, trial_bytes
 from hat_video.inference.upscaler import Upscaler, choose_devices
-from hat_video.jobs.choices import load_chosen_model, settle_span, size_notes
+from hat_video.jobs.choices import load_chosen_model, make_upscaler, settle_span, size_notes
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.size import parse_size, settle_size
 from hat_video.media.deinterlace import prepare, settle_deinterlace
@@ -85,7 +86,7 @@ class Recipe:
     span: Span | None
     """The range of the source that is made; None for all of it."""
     device: str
-    backend: str
+    backend: Backend
     precision: str
     trunk_exponent: int
     tile: int | None
@@ -223,7 +224,7 @@ def plan_file(
         tags = tags_that_get_lost(source, container)
         dropped = [f"{container} does not keep the tags {', '.join(tags)}"] if tags else []
         _refuse_losses(found, streams, [*losses, *dropped])
-    upscaler = Upscaler(model, device=device, precision=options.precision, tile=options.tile)
+    upscaler = make_upscaler(model, options)
     fit = _fit(upscaler, found.video, options)
     upscaler.tile = fit.tile
     recipe = Recipe(
@@ -233,7 +234,7 @@ def plan_file(
         resize=None if (video.width, video.height) == large else (video.width, video.height),
         span=span,
         device=upscaler.device.type,
-        backend="torch",
+        backend=upscaler.backend,
         precision=upscaler.precision,
         trunk_exponent=upscaler.trunk_exponent,
         tile=fit.tile,
@@ -274,8 +275,9 @@ def _plan_encoder(
     container: str, source: VideoInfo, width: int, height: int, options: UpscaleOptions
 ) -> tuple[EncoderSpec, VideoInfo, list[str]]:
     """The encoder by name; by `auto` the GPU's where it opens and loses nothing, else the usual one, and why."""
+    is_on_gpu = choose_devices(options.device)[0].type == "cuda"
 
-    def planned(name: str | None) -> tuple[EncoderSpec, VideoInfo]:
+    def planned(name: str | None, *, from_gpu: bool = False) -> tuple[EncoderSpec, VideoInfo]:
         return plan_encoder(
             container,
             source,
@@ -287,19 +289,28 @@ def _plan_encoder(
             options=options.encoder_options(),
             pixel_format=options.pixel_format,
             threads=_ENCODER_THREADS,
+            from_gpu=from_gpu,
         )
 
-    if options.encoder != "auto":
-        return *planned(options.encoder), []
-    if choose_devices(options.device)[0].type != "cuda" or container == "webm":
-        return *planned(None), []
+    def shortest(name: str | None) -> tuple[EncoderSpec, VideoInfo, list[str]]:
+        """Without the way through the host's memory, if it can be."""
+        if is_on_gpu:
+            try:
+                return *planned(name, from_gpu=True), []
+            except OptionError as error:
+                spec, video = planned(name)
+                return spec, video, [f"frames go to {spec.name} through the host's memory: {error}"]
+        return *planned(name), []
+
+    if options.encoder != "auto" or not is_on_gpu or container == "webm":
+        return shortest(None if options.encoder == "auto" else options.encoder)
     try:
-        spec, video = planned(_GPU_ENCODER)
+        spec, video, notes = shortest(_GPU_ENCODER)
         reasons = encoder_losses(source, video, spec.name, options.pixel_format)
     except OptionError as error:
         reasons = [str(error)]
     if not reasons:
-        return spec, video, []
+        return spec, video, notes
     return *planned(None), [f"encoded on the CPU, not by {_GPU_ENCODER}: {'; '.join(reasons)}"]
 
 

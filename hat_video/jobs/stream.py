@@ -21,7 +21,7 @@ from hat_video.errors import CancelledError, OptionError, OutputError, StrictErr
 from hat_video.frames import FrameBatch, VideoInfo
 from hat_video.inference.double_buffer import Prefetch, map_in_flight
 from hat_video.inference.upscaler import Upscaler
-from hat_video.jobs.choices import load_chosen_model, size_notes
+from hat_video.jobs.choices import load_chosen_model, make_upscaler, size_notes
 from hat_video.jobs.options import UpscaleOptions, refuse_idle
 from hat_video.jobs.picture import upscale_planes
 from hat_video.jobs.plan import cpu_count
@@ -91,7 +91,7 @@ def upscale_stream(
         goal = None if options.size is None else settle_size(parse_size(options.size), small)
         model = load_chosen_model(options, None if goal is None else goal.needed)
         opened.notes += size_notes(options, goal, model)
-        upscaler = Upscaler(model, device=options.device, precision=options.precision, tile=options.tile)
+        upscaler = make_upscaler(model, options)
         spec, large = plan_encoder(
             "matroska",
             small if goal is None else replace(small, sample_aspect_ratio=Fraction(1)),

@@ -271,11 +271,13 @@ class Worker:
         device = self._upscaler.device
         if device.type != "cuda":
             return [(ThreadLane("model", self._jobs, timeline), self._upscale)], 2 * self._jobs
-        return [
+        stages: list[tuple[Lane, Callable[[Any], Any]]] = [
             (StreamLane("copy in", device, timeline), lambda batch: _on_device(batch, device)),
             (StreamLane("model", device, timeline), self._upscale),
-            (StreamLane("copy out", device, timeline), _off_device),
-        ], _BATCHES_ON_GPU
+        ]
+        if self._manifest.recipe.encoder.memory == "host":
+            stages.append((StreamLane("copy out", device, timeline), _off_device))
+        return stages, _BATCHES_ON_GPU
 
     def _upscale(self, batch: FrameBatch) -> _Upscaled:
         """Waits for no device."""
@@ -298,7 +300,8 @@ class Worker:
         manifest, batch, planes = self._manifest, upscaled.source, upscaled.planes
         if not bool(upscaled.is_finite):
             planes = upscale_planes(batch.planes, manifest.source_video, manifest.video, self._upscaler)
-            planes = tuple(plane.cpu() for plane in planes)
+            if manifest.recipe.encoder.memory == "host":
+                planes = tuple(plane.cpu() for plane in planes)
         return FrameBatch(planes, batch.pts)
 
     def _check(self, segment: Segment, facts: SegmentFacts | None) -> None:

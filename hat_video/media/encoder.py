@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import av
-import numpy as np
 import torch
 from av.codec import Codec
 from av.codec.context import Flags
@@ -23,6 +22,7 @@ from av.error import FFmpegError
 
 from hat_video.errors import OptionError, OutputError
 from hat_video.frames import ColorInfo, FrameBatch, PixelFormat, VideoInfo
+from hat_video.media.encoder_frames import WOVEN, EncoderFrames, can_be_woven
 from hat_video.media.formats import choose_format, choose_shape
 from hat_video.media.hdr import hdr_options, hdr_written_by
 from hat_video.media.stereo import stereo_options, stereo_written_by
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["EncoderSpec", "SegmentFacts", "SegmentWriter", "add_video", "plan_encoder", "video_frame"]
+__all__ = ["EncoderSpec", "SegmentFacts", "SegmentWriter", "add_video", "plan_encoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ class EncoderSpec:
     """Further private options."""
     threads: int
     """Fixed: another number gives other bytes."""
+    memory: Literal["host", "cuda"] = "host"
+    """Where its frames lie."""
 
     def private_options(self) -> dict[str, str]:
         """All that is handed to the encoder by name."""
@@ -104,6 +106,7 @@ def plan_encoder(
     options: Mapping[str, str] | None = None,
     pixel_format: str = "auto",
     threads: int = 2,
+    from_gpu: bool = False,
 ) -> tuple[EncoderSpec, VideoInfo]:
     """Settles the encoder, its pixel format and its tags, and opens it once to see that it takes them.
 
@@ -122,6 +125,7 @@ def plan_encoder(
         options: private options of the encoder.
         pixel_format: FFmpeg's name of one that the encoder has, or `auto`.
         threads: encoder threads, a part of the result.
+        from_gpu: the frames lie on a GPU, and NVENC shall take them there, if it can have them of that format.
 
     Returns:
         The encoder, and the facts of the video stream that it will make.
@@ -158,6 +162,9 @@ def plan_encoder(
         hdr=hdr,
         stereo=stereo_written_by(name, container, source.stereo),
     )
+    woven = next((name for name, same in WOVEN.items() if same == planar.name), "")
+    if from_gpu and name.endswith("_nvenc") and can_be_woven(woven, width, height):
+        spec = replace(spec, pixel_format=woven, memory="cuda")
     _try(spec, video, container)
     return spec, video
 
@@ -243,7 +250,8 @@ def add_video(container: OutputContainer, spec: EncoderSpec, info: VideoInfo) ->
         spec.name, rate=info.rate or Fraction(25), options=spec.private_options()
     )
     context = stream.codec_context
-    context.width, context.height, context.pix_fmt = info.width, info.height, spec.pixel_format
+    context.width, context.height = info.width, info.height
+    context.pix_fmt = "cuda" if spec.memory == "cuda" else spec.pixel_format
     context.time_base = stream.time_base = info.time_base
     context.sample_aspect_ratio = info.sample_aspect_ratio
     # FRAME, because PyAV's default makes x264 cut pictures into slices.
@@ -269,7 +277,7 @@ def _try(spec: EncoderSpec, info: VideoInfo, container: str) -> None:
         try:
             with av.logging.Capture() as logs:
                 left = _open_in_memory(spec, info, container)
-        except (FFmpegError, ValueError) as error:
+        except (FFmpegError, ValueError, RuntimeError, NotImplementedError) as error:
             said = [text.strip() for _, _, text in logs] or [str(getattr(error, "strerror", None) or error)]
             raise OptionError(
                 f"encoder {spec.name} at {info.width}x{info.height} in {container},"
@@ -288,8 +296,13 @@ def _try(spec: EncoderSpec, info: VideoInfo, container: str) -> None:
 def _open_in_memory(spec: EncoderSpec, info: VideoInfo, container: str) -> dict[str, str]:
     """Returns the options that nobody took."""
     out = av.open(io.BytesIO(), "w", format=container)
+    sizes = info.pixel_format.plane_sizes(info.width, info.height)
     try:
         stream = add_video(out, spec, info)
+        if spec.memory == "cuda":
+            # What memory its frames are of, the encoder learns from the first one, and only from that.
+            black = [torch.zeros(size, dtype=info.pixel_format.dtype, device="cuda") for size in sizes]
+            stream.encode(EncoderFrames(spec.pixel_format, info).frame(black, 0))
         out.start_encoding()
         return dict(stream.codec_context.options)
     finally:
@@ -335,6 +348,7 @@ class SegmentWriter:
 
     def __init__(self, path: Path, spec: EncoderSpec, info: VideoInfo) -> None:
         self._path, self._spec, self._info = path, spec, info
+        self._frames = EncoderFrames(spec.pixel_format, info)
         self._numbers: dict[int, int] = {}
         self._pts: list[int] = []
         self._key: list[bool] = []
@@ -362,6 +376,11 @@ class SegmentWriter:
             with suppress(OSError, ValueError):
                 self._container.close()
 
+    @property
+    def frames_held(self) -> int:
+        """Buffers in use or kept for use, for frames that are woven."""
+        return self._frames.buffers
+
     def write(self, batch: FrameBatch) -> None:
         """Encodes a batch of planes in the format that `info` says.
 
@@ -374,10 +393,8 @@ class SegmentWriter:
         if given != wanted:
             raise ValueError(f"planes are {given}; {info.pixel_format.name} of {info.width}x{info.height} is {wanted}")
         for i, pts in enumerate(batch.pts):
-            frame = video_frame([plane[i] for plane in batch.planes], self._info)
-            frame.pts, frame.time_base, frame.pict_type = pts, self._info.time_base, 0
             self._numbers[pts] = len(self._numbers)
-            self._encode(frame)
+            self._encode(self._frames.frame([plane[i] for plane in batch.planes], pts))
 
     def close(self) -> SegmentFacts:
         """Flushes the encoder and finishes the file."""
@@ -407,6 +424,7 @@ class SegmentWriter:
                     raise OutputError(
                         f"{self._path}: {self._spec.name} gave a packet without a time; use another encoder"
                     )
+                self._frames.release(packet.pts)
                 self._pts.append(packet.pts)
                 self._key.append(packet.is_keyframe)
                 number = self._numbers.get(packet.pts, packet.pts)
@@ -421,21 +439,3 @@ class SegmentWriter:
 
     def _output_error(self, error: OSError) -> OutputError:
         return OutputError(f"{self._path}: cannot be written: {error.strerror or error}")
-
-
-def video_frame(planes: list[Any], info: VideoInfo) -> VideoFrame:
-    """One picture; the encoder reads the tensors' memory, nothing is copied."""
-    name = info.pixel_format.name
-    is_odd = info.width % (1 << info.pixel_format.log2_chroma_w) or info.height % (1 << info.pixel_format.log2_chroma_h)
-    color = info.color
-    if is_odd:
-        # DLPack import takes only whole chroma samples.
-        frame = av.VideoFrame(info.width, info.height, name)
-        for plane, tensor in zip(frame.planes, planes, strict=True):
-            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
-            data = np.ascontiguousarray(tensor.cpu().numpy()).view(np.uint8).reshape(plane.height, -1)
-            rows[:, : data.shape[1]] = data
-    else:
-        frame = av.VideoFrame.from_dlpack(tuple(plane.contiguous() for plane in planes), format=name)
-    frame.colorspace, frame.color_range = color.matrix, 2 if color.is_full_range else 1
-    return frame

@@ -8,10 +8,12 @@ from av.codec import Codec
 
 from hat_video.errors import OptionError
 from hat_video.frames import PixelFormat, VideoInfo
+from hat_video.media.encoder_frames import WOVEN
 
 __all__ = ["choose_format", "choose_shape", "encoder_losses"]
 
 _PACKED = {
+    **WOVEN,
     "rgb24": "gbrp",
     "bgr0": "gbrp",
     "rgb48le": "gbrp16le",
@@ -22,8 +24,6 @@ _PACKED = {
     "rgba64le": "gbrap16le",
     "rgba64be": "gbrap16le",
     "gray16be": "gray16le",
-    "p010le": "yuv420p10le",
-    "p016le": "yuv420p16le",
     "p210le": "yuv422p10le",
 }
 """An encoder's format -> the planar one of the very same code values."""

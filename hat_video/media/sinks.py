@@ -17,7 +17,8 @@ from av.subtitles.stream import SubtitleStream
 from hat_video.errors import OptionError, OutputError
 from hat_video.frames import FrameBatch, PixelFormat, VideoInfo
 from hat_video.media.carry import Carrier, ConvertAudio, ConvertText, Copy, add_audio, add_copy, clean_metadata
-from hat_video.media.encoder import EncoderSpec, add_video, video_frame
+from hat_video.media.encoder import EncoderSpec, add_video
+from hat_video.media.encoder_frames import EncoderFrames
 from hat_video.media.passthrough import StreamPlan, plan_open_streams
 from hat_video.media.pipe import PipeSource
 
@@ -63,6 +64,7 @@ class _MuxedSink:
         self._info = info
         self._out: OutputContainer = av.open(_Writer(file), "w", format=container, options={"flush_packets": "1"})
         self._video = add_video(self._out, spec, info)
+        self._frames = EncoderFrames(spec.pixel_format, info)
         self._carriers: dict[int, Carrier] = {}
         for plan in plans:
             stream = source.container.streams[plan.index]
@@ -97,9 +99,10 @@ class _MuxedSink:
             for packet in carrier.feed(item) if carrier is not None else ():
                 self._out.mux(packet)
             return
-        frame = video_frame([plane[0] for plane in item.planes], self._info)
-        frame.pts, frame.time_base, frame.pict_type = item.pts[0], self._info.time_base, 0
-        self._out.mux(self._video.encode(frame))
+        frame = self._frames.frame([plane[0] for plane in item.planes], item.pts[0])
+        for packet in self._video.encode(frame):
+            self._frames.release(packet.pts)
+            self._out.mux(packet)
 
     def finish(self) -> None:
         """Flushes everything."""

@@ -196,6 +196,7 @@ def _config(state: Mapping[str, Tensor], extra: Mapping[str, Any]) -> HATConfig:
         resi_connection="1conv" if "conv_after_body.weight" in state else "identity",
         num_feat=state["conv_last.weight"].shape[1],
         unshuffle=unshuffle,
+        attention_pool=int(extra.get("attention_pool", 0)),
     )
 
 

@@ -8,7 +8,7 @@ Source: "Activating More Pixels in Image Super-Resolution Transformer", CVPR 202
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,9 @@ class HATConfig:
     num_feat: int = 64
     unshuffle: int = 1
     """Ours: 2 folds 2x2 pixels into channels before conv_first and adds one x2 stage to the tail."""
+    attention_pool: int = 0
+    """Ours: the channel attention's means are those of boxes of so many tokens a side, laid out from the top left, and
+    no longer of the whole picture, which is 0. With boxes a pixel depends on a bounded part of the picture only."""
 
     @property
     def overlap_size(self) -> int:
@@ -74,13 +77,14 @@ class HATConfig:
 
 
 class ChannelAttention(nn.Module):
-    """A gate for each channel, from the channel's mean over the whole picture."""
+    """A gate for each channel, from the channel's mean over the whole picture, or over each box of it."""
 
     def __init__(self, config: HATConfig) -> None:
         super().__init__()
         channels, squeezed = config.embed_dim, config.embed_dim // config.squeeze_factor
+        self.pool = config.attention_pool
         self.attention = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
+            nn.Identity(),  # where upstream pools
             nn.Conv2d(channels, squeezed, 1),
             nn.ReLU(),
             nn.Conv2d(squeezed, channels, 1),
@@ -89,8 +93,13 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        gated: Tensor = x * self.attention(x)
-        return gated
+        box = self.pool
+        if not box:
+            return x * self.attention(F.adaptive_avg_pool2d(x, 1))
+        # What reaches over the edge counts for nothing.
+        gate: Tensor = self.attention(F.avg_pool2d(x, box, ceil_mode=True, count_include_pad=False))
+        gate = gate.repeat_interleave(box, 2).repeat_interleave(box, 3)
+        return x * gate[:, :, : x.shape[2], : x.shape[3]]
 
 
 class CAB(nn.Module):
@@ -310,6 +319,23 @@ class HAT(nn.Module):
         self.conv_before_upsample = nn.Sequential(nn.Conv2d(channels, shuffled, 3, 1, 1), nn.LeakyReLU())
         self.upsample = _upsample(config.tail_scale, shuffled, features)
         self.conv_last = nn.Conv2d(features, config.in_chans, 3, 1, 1)
+        self.pool_over(config.attention_pool)
+
+    def pool_over(self, box: int) -> None:
+        """Sets `HATConfig.attention_pool`, which no weight depends on.
+
+        Raises:
+            ValueError: not 0 and no multiple of the window.
+        """
+        if box < 0 or box % self.config.window_size:
+            raise ValueError(
+                f"attention_pool {box}: must be 0 (the whole picture) or a multiple of the window,"
+                f" {self.config.window_size}"
+            )
+        self.config = replace(self.config, attention_pool=box)
+        for module in self.modules():
+            if isinstance(module, ChannelAttention):
+                module.pool = box
 
     def forward(self, x: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [0, 1] to (B, 3, sH, sW), not clamped; H and W are multiples of `config.multiple`."""

@@ -33,7 +33,10 @@ def save_network(network: HAT, path: Path, facts: Mapping[str, object]) -> None:
     # Upstream's loaders want the tables that are computed here; theirs wrap below zero, with the same effect.
     state["relative_position_index_SA"] = relative_position_index(size)
     state["relative_position_index_OCA"] = overlapping_position_index(size, network.config.overlap_size)
-    save_tensors(state, path, {"conv_scale": _UPSTREAM_CONV_SCALE, **facts})
+    own: dict[str, object] = {"conv_scale": _UPSTREAM_CONV_SCALE}
+    if network.config.attention_pool:
+        own["attention_pool"] = network.config.attention_pool
+    save_tensors(state, path, {**own, **facts})
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path, facts: Mapping[str, object]) -> None:

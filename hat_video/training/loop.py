@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
@@ -214,6 +215,8 @@ class Training:
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         theirs = state["identity"]
+        # A state of an older version lacks what had no choice then.
+        theirs["recipe"] = asdict(TypeAdapter(TrainRecipe).validate_python(theirs["recipe"]))
         if theirs != self._identity:
             differs = [name for name, value in self._identity["recipe"].items() if theirs["recipe"].get(name) != value]  # type: ignore[attr-defined]
             what = ", ".join(differs) or "tiles"
@@ -316,6 +319,9 @@ class Training:
                 self.network.load_state_dict(self.ema.state_dict())
             self._optimizer = self._new_optimizer()
             self._stage_name = stage.name
+        for network in (self.network, self.ema):
+            if isinstance(network, HAT) and network.config.attention_pool != stage.attention_pool:
+                network.pool_over(stage.attention_pool)
         rising = min(1.0, (number + 1) / stage.warmup) if stage.warmup else 1.0
         cosine = 0.5 * (1 + math.cos(math.pi * number / stage.iterations))
         rate = stage.rate * rising * (stage.final_rate + (1 - stage.final_rate) * cosine)

@@ -87,6 +87,8 @@ class Stage:
     """Weight of the L1 distance of the spectra."""
     luma: float = 0.0
     """0..1: share of the L1 distance that is measured on luma alone."""
+    attention_pool: int = 0
+    """`HATConfig.attention_pool` from this stage on; `patch` must be a multiple of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,12 @@ def _check(recipe: TrainRecipe, path: Path) -> None:
         if recipe.network.kind == "hat" and stage.patch % multiple:
             raise OptionError(
                 f"--config {path}: patch = {stage.patch} in {stage.name!r}: must be a multiple of {multiple}"
+            )
+        box = stage.attention_pool
+        if box and (box % recipe.network.window_size or stage.patch // recipe.network.unshuffle % box):
+            raise OptionError(
+                f"--config {path}: attention_pool = {box} in {stage.name!r}: must be a multiple of the window,"
+                f" {recipe.network.window_size}, and patch = {stage.patch} a multiple of it"
             )
         if not 0 <= stage.luma <= 1 or stage.frequency < 0:
             raise OptionError(f"--config {path}: luma must be within 0 and 1, frequency not below 0, in {stage.name!r}")
