@@ -74,7 +74,7 @@ def test_json_progress_is_one_object_a_line(clip: Path, tmp_path: Path, capsys: 
     stages = [event["stage"] for event in events if event["event"] == "progress"]
     assert sorted(set(stages), key=stages.index) == ["plan", "work", "join", "verify", "done"]
     assert events[-1]["event"] == "done"
-    assert events[-1]["frames"] == {"in": 20, "out": 20, "lost": 0, "corrupt": 0, "reused": 0}
+    assert events[-1]["frames"] == {"in": 20, "out": 20, "lost": 0, "corrupt": 0, "reused": 0, "same": 0}
     work = next(event for event in events if event.get("stage") == "verify")
     assert (work["frames_done"], work["frames_total"], work["clip"], work["clips"]) == (20, 20, 1, 1)
 

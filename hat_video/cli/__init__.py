@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import typer
 
 from hat_video.cli.inspection import clean_command, doctor_command, models_command, probe_command, verify_command
-from hat_video.cli.models import evaluate_command, train_command, train_data_command
+from hat_video.cli.models import evaluate_command, export_command, train_command, train_data_command
 from hat_video.cli.say import FAILED, INTERRUPTED, USAGE
 from hat_video.cli.upscaling import preview_command, upscale_command
 from hat_video.errors import CancelledError, HatVideoError, UsageError
@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 for _command in (
     *(upscale_command, preview_command, verify_command, probe_command, models_command, doctor_command, clean_command),
-    *(train_data_command, train_command, evaluate_command),
+    *(train_data_command, train_command, evaluate_command, export_command),
 ):
     app.command(name=_command.__name__.removesuffix("_command").replace("_", "-"))(_command)
 

@@ -1,4 +1,4 @@
-"""The commands about networks: `train-data`, `train`, `evaluate`."""
+"""The commands about networks: `train-data`, `train`, `evaluate`, `export`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,24 @@ from hat_video.cli.say import Say, interruptible
 from hat_video.jobs.plan import cpu_count
 from hat_video.presets import preset_names
 
-__all__ = ["evaluate_command", "train_command", "train_data_command"]
+__all__ = ["evaluate_command", "export_command", "train_command", "train_data_command"]
+
+
+def export_command(
+    model: Annotated[str, typer.Argument(help="a model's name, or a HAT checkpoint", metavar="MODEL")],
+    onnx: Annotated[Path, typer.Option("--onnx", help="the file to write", metavar="FILE.onnx")],
+    scale: Annotated[int | None, typer.Option(help="of a model that comes in several scales")] = None,
+    attention_pool: Annotated[str | None, typer.Option(help="global, or box:N; default: the model's own")] = None,
+) -> None:
+    """Write a model as ONNX, for other runtimes: any batch, any size."""
+    from hat_video.jobs.choices import load_chosen_model
+    from hat_video.jobs.options import UpscaleOptions
+    from hat_video.model.onnx_export import export_onnx
+
+    options = UpscaleOptions(model=model, scale=scale, attention_pool=attention_pool)  # type: ignore[arg-type]
+    facts = export_onnx(load_chosen_model(options), onnx)
+    print(f"{onnx}: {facts['name']} x{facts['scale']}, opset {facts['opset']}, {onnx.stat().st_size:,} bytes;", end=" ")
+    print(f"pad height and width to multiples of {facts['multiple']} (metadata `hat_video` says how)")
 
 
 def train_data_command(

@@ -101,10 +101,24 @@ class _Linear(_Weights):
         return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
+class _FewRows(_Weights):
+    """On the last axis of x; each row comes out the same to the bit, whatever rows are with it.
+
+    Which kernel a matrix product takes depends on how many rows there are, and here there are few: one a box.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.unsqueeze(-2) * self.weight).sum(-1) + self.bias
+
+
 class _Conv(_Weights):
     """3x3 convolution of a (B, C, H, W) view."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32 and x.device.type == "cpu" and _HAS_ONEDNN:
+            # By name, because torch computes small pictures otherwise, and then a part is not as in the whole.
+            one = (1, 1)
+            return torch.mkldnn_convolution(x, self.weight, self.bias, one, one, one, 1)
         return F.conv2d(x, self.weight, self.bias, padding=1)
 
 
@@ -270,8 +284,8 @@ class _FastHAB(nn.Module):
         self.widen = _conv(block.conv_block.cab[2], dtype)
         # A few numbers a picture: fp32 costs nothing, and 0.01 * 2^-k would be lost in fp16.
         gate = torch.float64 if dtype == torch.float64 else torch.float32
-        self.squeeze = _Linear(squeeze.weight[:, :, 0, 0], squeeze.bias, gate)
-        self.excite = _Linear(excite.weight[:, :, 0, 0], excite.bias, gate)
+        self.squeeze = _FewRows(squeeze.weight[:, :, 0, 0], squeeze.bias, gate)
+        self.excite = _FewRows(excite.weight[:, :, 0, 0], excite.bias, gate)
         self.gate_scale = block.conv_scale * trunk
         self.box = _channel_attention(block).pool
         self.norm2 = _Norm(block.norm2, dtype, input_scale=trunk)
@@ -287,10 +301,17 @@ class _FastHAB(nn.Module):
                 z[:, rows, columns].unflatten(1, (-1, tall)).unflatten(3, (-1, wide)) for z in (convolved, x)
             )
             mean = branch.mean((2, 4), keepdim=True, dtype=self.squeeze.weight.dtype)
-            gate = torch.sigmoid(self.excite(F.relu(self.squeeze(mean)))) * self.gate_scale
+            gate = _sigmoid(self.excite(F.relu(self.squeeze(mean)))) * self.gate_scale
             part.addcmul_(branch, gate.to(x.dtype))
         deeper: Tensor = self.mlp(self.norm2(x))
         return x + deeper
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    """The sigmoid, each element the same to the bit whatever is with it: the last ones of a tensor, fewer than a vector,
+    would be computed by another formula."""
+    flat = F.pad(x.flatten(), (0, -x.numel() % 64))
+    return torch.sigmoid(flat)[: x.numel()].view_as(x)
 
 
 def _boxes(height: int, width: int, box: int) -> Iterator[tuple[slice, slice, int, int]]:

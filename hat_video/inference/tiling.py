@@ -1,7 +1,8 @@
-"""Tiles: where they lie and how they are blended. Pure geometry.
+"""Padding, and tiles that are blended: where they lie, and how. Pure geometry.
 
 A tile is not the full frame: HAT's channel attention pools over all that it is given, so another tile gives slightly
-other pixels. Tiles are for frames that do not fit in memory.
+other pixels. Tiles are for frames that do not fit in memory. Models that pool over boxes have exact ones instead: see
+`hat_video.inference.regions`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["overlap_of", "ramp", "tile_starts", "tiled"]
+__all__ = ["overlap_of", "pad_to_multiple", "ramp", "tile_starts", "tiled"]
+
+
+def pad_to_multiple(rgb: Tensor, multiple: int) -> Tensor:
+    """Right and bottom, by reflection; by repetition where the picture is too small to reflect. As upstream pads.
+
+    Args:
+        rgb: (N, C, H, W).
+        multiple: of which height and width become multiples.
+    """
+    height, width = rgb.shape[2:]
+    for axis, size in ((3, width), (2, height)):
+        missing = -size % multiple
+        if missing:
+            pad = (0, missing, 0, 0) if axis == 3 else (0, 0, 0, missing)
+            rgb = F.pad(rgb, pad, mode="reflect" if missing < size else "replicate")
+    return rgb
 
 
 def overlap_of(tile: int) -> int:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hat_video.errors import OptionError, OutOfMemoryError, WorkError
@@ -15,7 +14,8 @@ from hat_video.inference.backends import Backend, as_compiler_error, build
 from hat_video.inference.memory import keep_freed_memory
 from hat_video.inference.optimize import FastHAT
 from hat_video.inference.precision import DTYPES, SAFER, calibration_frame, choose, trunk_exponent
-from hat_video.inference.tiling import tiled
+from hat_video.inference.regions import Reach, Rectangle, tiled_exactly
+from hat_video.inference.tiling import pad_to_multiple, tiled
 from hat_video.model.resample import enlarge
 from hat_video.model.zoo import Model
 
@@ -33,8 +33,8 @@ class Upscaler:
         device: `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU where torch has one.
         precision: `auto`, `fp32`, `bf16` or `fp16`. auto on a CPU is bf16 where the processor has it; on a GPU it is
             fp16, made safe by an exact scale of the residual trunk, where that agrees with fp32 on a calibration frame.
-        tile: side of a tile in source pixels, 16 or more; whole frames if None. A tile is not the full frame: see
-            `hat_video.inference.tiling`.
+        tile: side of a tile in source pixels, 16 or more; whole frames if None. Where the model's channel attention
+            pools over boxes, tiles give what whole frames do, to the bit; else see `hat_video.inference.tiling`.
         backend: who computes the network; see `hat_video.inference.backends`.
         trunk_exponent: as another upscaler of the same model has found it, for fp16; found here if None.
 
@@ -94,7 +94,7 @@ class Upscaler:
             rgb: (N, 3, H, W) in [0, 1].
         """
         if self.precision == "fp16" and self.model.network is not None:
-            padded = _padded(rgb.float().cpu(), self.model.network.config.multiple)
+            padded = pad_to_multiple(rgb.float().cpu(), self.model.network.config.multiple)
             self.trunk_exponent = max(self.trunk_exponent, trunk_exponent(self.model.network, padded))
 
     def __call__(self, rgb: Tensor) -> Tensor:
@@ -124,6 +124,30 @@ class Upscaler:
             out = self._enlarged(rgb, self._raw)
             is_finite = _is_finite(out)
             return out.clamp_(0, 1), is_finite
+
+    @property
+    def reach(self) -> Reach | None:
+        """What a part of the output depends on; None where that is the whole picture, or there is no network."""
+        network = self.model.network
+        if network is None or not network.config.attention_pool or network.config.ape_size:
+            return None
+        return Reach(network.config)
+
+    def unchecked_part(self, region: Tensor, part: Rectangle) -> tuple[Tensor, Tensor]:
+        """A part of the output, to the bit what it is when the whole picture is computed.
+
+        Args:
+            region: (N, 3, h, w), what `reach.region` says of the padded picture.
+            part: the part, counted from the region's corner.
+
+        Returns:
+            As `unchecked`: (N, 3, scale * part.height, scale * part.width), and whether it is finite.
+        """
+        with torch.inference_mode():
+            network = self._network(self.precision, self.trunk_exponent)
+            region = region.to(self.device, torch.float32)
+            out = part.cut(self._fitting(region, network), self.scale).contiguous()
+            return out.clamp_(0, 1), _is_finite(out)
 
     def fits(self, rgb: Tensor) -> bool:
         """Whether a batch goes through in one piece, with the memory that there is; it is computed for that."""
@@ -187,14 +211,21 @@ class Upscaler:
                 self.redone += 1
 
     def _run(self, network: FastHAT, rgb: Tensor) -> Tensor:
-        def padded(piece: Tensor) -> Tensor:
+        multiple = network.config.multiple
+
+        def whole(piece: Tensor) -> Tensor:
             height, width = piece.shape[2] * self.scale, piece.shape[3] * self.scale
-            large: Tensor = network(_padded(piece, network.config.multiple))
+            large: Tensor = network(pad_to_multiple(piece, multiple))
             return large[:, :, :height, :width]
 
-        if self.tile is None or (rgb.shape[2] <= self.tile and rgb.shape[3] <= self.tile):
-            return padded(rgb)
-        return tiled(padded, rgb, self.scale, self.tile)
+        height, width = rgb.shape[2:]
+        if self.tile is None or max(height, width) <= self.tile:
+            return whole(rgb)
+        reach = self.reach
+        if reach is None:
+            return tiled(whole, rgb, self.scale, self.tile)
+        large = tiled_exactly(network, pad_to_multiple(rgb, multiple), self.tile, reach, self.scale)
+        return large[:, :, : height * self.scale, : width * self.scale]
 
     def _network(self, precision: str, exponent: int) -> FastHAT:
         with self._lock:
@@ -238,17 +269,6 @@ def choose_devices(names: str) -> list[torch.device]:
     if names == "all":
         return [torch.device("cuda", n) for n in range(torch.cuda.device_count())] or [torch.device("cpu")]
     return [choose_device(name.strip()) for name in names.split(",")]
-
-
-def _padded(rgb: Tensor, multiple: int) -> Tensor:
-    """Right and bottom, by reflection; by repetition where the picture is too small to reflect. As upstream pads."""
-    height, width = rgb.shape[2:]
-    for axis, size in ((3, width), (2, height)):
-        missing = -size % multiple
-        if missing:
-            pad = (0, missing, 0, 0) if axis == 3 else (0, 0, 0, missing)
-            rgb = F.pad(rgb, pad, mode="reflect" if missing < size else "replicate")
-    return rgb
 
 
 def _is_finite(out: Tensor) -> Tensor:

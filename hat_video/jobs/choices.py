@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from hat_video.errors import UsageError
+from hat_video.errors import OptionError, UsageError
 from hat_video.inference.upscaler import Upscaler, choose_devices
 from hat_video.jobs.options import UpscaleOptions, parse_time
 from hat_video.jobs.size import Target, parse_size
@@ -26,11 +26,18 @@ def load_chosen_model(options: UpscaleOptions, needed: Fraction | None = None) -
     Raises:
         ModelError: unknown, damaged, or not of that scale.
         UsageError: no model is shipped for that scale.
+        OptionError: a box that is no multiple of the model's window.
     """
     scale = options.scale if needed is None or options.scale is not None else _scale_for(options.model, needed)
     if options.model is not None:
-        return load_model(options.model, scale=scale)
-    return load_model(default_model_name(scale or 2), scale=scale or 2)
+        model = load_model(options.model, scale=scale)
+    else:
+        model = load_model(default_model_name(scale or 2), scale=scale or 2)
+    box = options.attention_box()
+    try:
+        return model if box is None else model.pooled(box)
+    except ValueError as error:
+        raise OptionError(f"--attention-pool {options.attention_pool}: {error}") from None
 
 
 def make_upscaler(model: Model, options: UpscaleOptions) -> Upscaler:

@@ -20,6 +20,7 @@ from hat_video.errors import CancelledError, DeviceLostError, HatVideoError, Wor
 from hat_video.frames import FrameBatch
 from hat_video.inference.timeline import Span
 from hat_video.inference.upscaler import Upscaler
+from hat_video.jobs.picture import Reuse
 from hat_video.jobs.plan import Manifest, Segment
 from hat_video.jobs.work import SegmentRecord, Worker
 from hat_video.model.zoo import Model
@@ -52,6 +53,7 @@ class _Order:
     model: Model
     device: str
     jobs: int
+    reuse: Reuse
     keeps_spans: bool
 
 
@@ -81,7 +83,8 @@ class ProcessEngine:
         jobs: frames in flight in each of them, on a CPU.
         stop: once set, `map` raises `CancelledError` soon.
         on_frames: called with a number of frames that were made.
-        keeps_spans: as for `Worker`.
+        reuse: as for `Worker`.
+        keeps_spans: likewise.
     """
 
     def __init__(
@@ -94,11 +97,12 @@ class ProcessEngine:
         jobs: int,
         stop: threading.Event,
         on_frames: Callable[[int], None],
+        reuse: Reuse = "same",
         keeps_spans: bool = False,
     ) -> None:
         self._devices = [str(device) for device in devices]
         self._orders = [
-            _Order(manifest.to_json(), folder, model, device, jobs, keeps_spans) for device in self._devices
+            _Order(manifest.to_json(), folder, model, device, jobs, reuse, keeps_spans) for device in self._devices
         ]
         self._segments = manifest.segments
         self._stop, self._on_frames = stop, on_frames
@@ -229,6 +233,7 @@ def _work(order: _Order, talk: Connection, life: Connection) -> None:
             jobs=order.jobs,
             stop=stop,
             on_batch=count,
+            reuse=order.reuse,
             keeps_spans=order.keeps_spans,
         ) as worker:
             while True:

@@ -295,6 +295,7 @@ class _Run:
             stop=self.stop,
             on_batch=self._count,
             found=plan.probe,
+            reuse=self.options.reuse,
             keeps_spans=self.options.trace is not None,
         )
         trial = Trial(plan.manifest, plan.probe, folder, in_flight=jobs, to_do=to_do, began=self._began)
@@ -321,6 +322,7 @@ class _Run:
             jobs=max(1, jobs // len(devices)),
             stop=self.stop,
             on_frames=self._count_frames,
+            reuse=self.options.reuse,
             keeps_spans=self.options.trace is not None,
         )
         for record in engine.map(to_do):
@@ -442,6 +444,7 @@ class _Run:
             "lost": sum(len(record.lost) for record in records),
             "corrupt": sum(len(record.corrupt) for record in records),
             "reused": self._frames_reused,
+            "same": sum(record.same for record in records),
         }
 
     def _report(
@@ -459,6 +462,17 @@ class _Run:
         made = frames["out"] - frames["reused"] if records else 0
         work = self._seconds.get("work", 0.0)
         stages = {name: sum(record.seconds[name] for record in records) for name in ("decode", "model", "encode")}
+        same = sum(record.same for record in records)
+        if same:
+            self._notes.append(f"{same} frames equal the one before and took its result")
+        if self.options.reuse == "changed" and plan.upscaler.reach is None:
+            self._notes.append(
+                f"--reuse changed: {model.name} pools over the whole picture, so any change reaches everything;"
+                " --attention-pool box:16 bounds that, and changes the pictures slightly"
+            )
+        elif self.options.reuse == "changed" and records:
+            computed = sum(record.computed * len(record.pts) for record in records) / max(1, frames["out"])
+            self._notes.append(f"{100 * computed:.0f} % of the pixels went through the network")
         redone = sum(record.redone for record in records)
         if redone:
             self._notes.append(f"{redone} batches gave non-finite values and were computed again one precision safer")

@@ -49,6 +49,14 @@ class UpscaleOptions:
     compile: Annotated[
         bool, "the network's blocks by torch.compile: minutes at first, kept on disk; for long films on a GPU"
     ] = False
+    attention_pool: Annotated[
+        str | None, "global, or box:N tokens: what the channel attention averages over; default: the model's own"
+    ] = None
+    reuse: Annotated[
+        Literal["same", "changed"],
+        "same: a frame equal to the one before is not computed; changed: nor are unchanged parts, where the model pools"
+        " over boxes; the result is the same, to the bit",
+    ] = "same"
     decoder: Annotated[Literal["auto", "pyav", "dali", "nvdec"], "who decodes; by name: or refuse, with the reason"] = (
         "auto"
     )
@@ -103,9 +111,26 @@ class UpscaleOptions:
         if self.rate is not None:
             parse_rate(self.rate)
         self.limits()
+        self.attention_box()
         for item in self.encoder_option:
             if "=" not in item or item.startswith("="):
                 raise OptionError(f"--encoder-option {item!r}: must be KEY=VALUE, for instance tune=film")
+
+    def attention_box(self) -> int | None:
+        """`attention_pool` as `HATConfig` has it; None for the model's own.
+
+        Raises:
+            OptionError: neither `global` nor `box:N`.
+        """
+        text = self.attention_pool
+        if text is None or text == "global":
+            return None if text is None else 0
+        kind, _, number = text.partition(":")
+        if kind != "box" or not number.isdecimal() or not int(number):
+            raise OptionError(
+                f"--attention-pool {text}: must be global, or box:N with a multiple of the model's window"
+            )
+        return int(number)
 
     def limits(self) -> Limits:
         """What a source may ask of this machine."""

@@ -89,6 +89,8 @@ class Recipe:
     backend: Backend
     precision: str
     trunk_exponent: int
+    attention_pool: int
+    """`HATConfig.attention_pool`; 0 for resamplers, too."""
     tile: int | None
     batch: int
     decoder: str
@@ -237,6 +239,7 @@ def plan_file(
         backend=upscaler.backend,
         precision=upscaler.precision,
         trunk_exponent=upscaler.trunk_exponent,
+        attention_pool=model.config.attention_pool if model.config else 0,
         tile=fit.tile,
         batch=fit.batch,
         decoder=decoder,

@@ -42,7 +42,7 @@ class FileReport:
     output: JsonPath
     error: str | None = None
     frames: dict[str, int] = field(default_factory=dict)
-    """in, out, lost, corrupt, reused."""
+    """in, out, lost, corrupt, reused (of an earlier run), same (as the one before)."""
     segments: dict[str, int] = field(default_factory=dict)
     """total, reused."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -23,7 +23,7 @@ from hat_video.inference.double_buffer import Prefetch, map_in_flight
 from hat_video.inference.upscaler import Upscaler
 from hat_video.jobs.choices import load_chosen_model, make_upscaler, size_notes
 from hat_video.jobs.options import UpscaleOptions, refuse_idle
-from hat_video.jobs.picture import upscale_planes
+from hat_video.jobs.picture import FrameUpscaler, Task
 from hat_video.jobs.plan import cpu_count
 from hat_video.jobs.size import parse_size, settle_size
 from hat_video.media.encoder import plan_encoder
@@ -110,7 +110,8 @@ def upscale_stream(
             sink, plans = open_sink(target, form, opened, spec, large)
             if options.strict:
                 _refuse_losses(source_name, plans, losses)
-            work = _Upscale(upscaler, small, large)
+            frames = FrameUpscaler(upscaler, small, large, reuse=options.reuse)
+            work = _Upscale(frames)
             frames_out = _pump(opened, work, sink, options.jobs or cpu_count(), stop, on_frames)
         except BrokenPipeError:
             raise OutputError("-o -: closed by its reader") from None
@@ -156,7 +157,7 @@ def _pump(
     frames = 0
     try:
         with (
-            Prefetch(source.items(), depth=4 * jobs, stop=stop, name="hat-video-read") as items,
+            Prefetch(map(work.look, source.items()), depth=4 * jobs, stop=stop, name="hat-video-read") as items,
             closing(map_in_flight(work, items, workers=jobs, stop=stop)) as done,
         ):
             for item in done:
@@ -177,17 +178,19 @@ def _pump(
 class _Upscale:
     """Frames are upscaled, packets pass."""
 
-    def __init__(self, upscaler: Upscaler, small: VideoInfo, large: VideoInfo) -> None:
-        self._upscaler, self._small, self._large = upscaler, small, large
-        self._lock = threading.Lock()
+    def __init__(self, frames: FrameUpscaler) -> None:
+        self._upscaler = frames
         self.frames = 0
 
-    def __call__(self, item: FrameBatch | Packet[Stream]) -> FrameBatch | Packet[Stream]:
+    def look(self, item: FrameBatch | Packet[Stream]) -> Task | Packet[Stream]:
+        """In the order in which they come, from one thread."""
         if isinstance(item, Packet):
             return item
-        with self._lock:
-            self.frames += 1
-        return FrameBatch(upscale_planes(item.planes, self._small, self._large, self._upscaler), item.pts)
+        self.frames += 1
+        return self._upscaler.look(item)
+
+    def __call__(self, item: Task | Packet[Stream]) -> FrameBatch | Packet[Stream]:
+        return item if isinstance(item, Packet) else self._upscaler.settled(self._upscaler(item))
 
 
 def _refuse_losses(name: str, plans: tuple[StreamPlan, ...], losses: list[str]) -> None:

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,7 +28,7 @@ from hat_video.frames import FrameBatch
 from hat_video.inference.double_buffer import Lane, Prefetch, StreamLane, ThreadLane, run_through
 from hat_video.inference.timeline import Span, Timeline
 from hat_video.inference.upscaler import Upscaler
-from hat_video.jobs.picture import upscale_planes
+from hat_video.jobs.picture import FrameUpscaler, Reuse, Task, Upscaled
 from hat_video.jobs.plan import Manifest, Segment
 from hat_video.media.deinterlace import prepare
 from hat_video.media.encoder import SegmentFacts, SegmentWriter
@@ -58,6 +58,10 @@ class SegmentRecord:
     """Timestamps of frames that the decoder gave but marked as damaged."""
     redone: int
     """Batches that were computed again one precision safer."""
+    same: int
+    """Frames that took the result of the one before, which they equal."""
+    computed: float
+    """Share of the source's pixels that went through the network; above 1 where parts needed their surroundings."""
     hashes: tuple[str, ...]
     """`hash_planes` of the frames that a lossless encoder was given, in presentation order; else none."""
     seconds: dict[str, float]
@@ -119,20 +123,6 @@ def read_record(folder: Path, manifest: Manifest, segment: Segment) -> SegmentRe
     return record
 
 
-@dataclass(frozen=True, slots=True)
-class _Upscaled:
-    """A batch on its way from the network to the encoder."""
-
-    source: FrameBatch
-    planes: tuple[Tensor, ...]
-    is_finite: Tensor
-    """A bool (), where the planes are."""
-
-    @property
-    def pts(self) -> tuple[int, ...]:
-        return self.source.pts
-
-
 # Double buffering: one batch is computed while another comes or goes.
 _BATCHES_ON_GPU = 2
 _CURE = "remove the work folder with `hat-video clean` and run again"
@@ -149,6 +139,7 @@ class Worker:
         stop: shared by all that belongs to the run; once set, `work` raises `CancelledError` soon.
         on_batch: called with each batch that was handed to the encoder, from the caller's thread.
         found: the probe of the source, where there is one already.
+        reuse: see `FrameUpscaler`; changes no bit.
         keeps_spans: remember when each stage was busy with what, in `spans`.
     """
 
@@ -162,12 +153,14 @@ class Worker:
         stop: threading.Event,
         on_batch: Callable[[FrameBatch], None],
         found: Probe | None = None,
+        reuse: Reuse = "same",
         keeps_spans: bool = False,
     ) -> None:
         self._manifest = manifest
         self._folder = folder
         self._upscaler = upscaler
         self._jobs = jobs
+        self._frames = FrameUpscaler(upscaler, manifest.source_video, manifest.video, reuse=reuse)
         self._stop = stop
         self._on_batch = on_batch
         recipe = manifest.recipe
@@ -212,6 +205,9 @@ class Worker:
         self._source.corrupt.clear()
         self._hashes = []
         redone = self._upscaler.redone
+        frames = self._frames
+        frames.forget()
+        same, pixels, computed = frames.same, frames.pixels, frames.pixels_computed
         timeline = Timeline(keeps_spans=self._keeps_spans)
         try:
             facts = self._make(segment, part, timeline)
@@ -236,6 +232,8 @@ class Worker:
             lost=tuple(sorted(set(segment.pts) - set(facts.pts if facts else ()))),
             corrupt=tuple(sorted(set(self._source.corrupt))),
             redone=self._upscaler.redone - redone,
+            same=frames.same - same,
+            computed=(frames.pixels_computed - computed) / max(1, frames.pixels - pixels),
             hashes=tuple(self._hashes),
             seconds={name: round(value, 4) for name, value in seconds.items()},
         )
@@ -244,16 +242,17 @@ class Worker:
 
     def _make(self, segment: Segment, part: Path, timeline: Timeline) -> SegmentFacts | None:
         decoded = _timed(self._source.read(segment.start_pts, segment.end_pts), timeline, "decode")
+        tasks = map(self._frames.look, decoded)
         stages, depth = self._stages(timeline)
         with (
-            Prefetch(decoded, depth=depth, stop=self._stop, name="hat-video-decode") as frames,
+            Prefetch(tasks, depth=depth, stop=self._stop, name="hat-video-decode") as frames,
             closing(run_through(frames, stages, depth=depth, stop=self._stop)) as made,
         ):
             first = next(made, None)
             if first is None:
                 return None
             with SegmentWriter(part, self._manifest.recipe.encoder, self._manifest.video) as writer:
-                upscaled: _Upscaled | None = first
+                upscaled: Upscaled | None = first
                 while upscaled is not None:
                     batch = self._settled(upscaled)
                     with timeline.span("encode", batch.pts[0]):
@@ -272,37 +271,26 @@ class Worker:
         if device.type != "cuda":
             return [(ThreadLane("model", self._jobs, timeline), self._upscale)], 2 * self._jobs
         stages: list[tuple[Lane, Callable[[Any], Any]]] = [
-            (StreamLane("copy in", device, timeline), lambda batch: _on_device(batch, device)),
+            (StreamLane("copy in", device, timeline), lambda task: _on_device(task, device)),
             (StreamLane("model", device, timeline), self._upscale),
         ]
         if self._manifest.recipe.encoder.memory == "host":
             stages.append((StreamLane("copy out", device, timeline), _off_device))
         return stages, _BATCHES_ON_GPU
 
-    def _upscale(self, batch: FrameBatch) -> _Upscaled:
+    def _upscale(self, task: Task) -> Upscaled:
         """Waits for no device."""
-        manifest = self._manifest
-        finite: list[Tensor] = []
-
-        def network(rgb: Tensor) -> Tensor:
-            out, is_finite = self._upscaler.unchecked(rgb)
-            finite.append(is_finite)
-            return out
-
         try:
-            planes = upscale_planes(batch.planes, manifest.source_video, manifest.video, network)
+            return self._frames(task)
         except (OutOfMemoryError, WorkError) as error:
-            raise type(error)(f"{error} (at the frame with pts {batch.pts[0]})") from error.__cause__
-        return _Upscaled(batch, planes, torch.stack(finite).all())
+            raise type(error)(f"{error} (at the frame with pts {task.pts[0]})") from error.__cause__
 
-    def _settled(self, upscaled: _Upscaled) -> FrameBatch:
-        """The frames; computed again, and then safely, where the network gave something that is no picture."""
-        manifest, batch, planes = self._manifest, upscaled.source, upscaled.planes
-        if not bool(upscaled.is_finite):
-            planes = upscale_planes(batch.planes, manifest.source_video, manifest.video, self._upscaler)
-            if manifest.recipe.encoder.memory == "host":
-                planes = tuple(plane.cpu() for plane in planes)
-        return FrameBatch(planes, batch.pts)
+    def _settled(self, upscaled: Upscaled) -> FrameBatch:
+        """The frames, where the encoder takes them."""
+        batch = self._frames.settled(upscaled)
+        if self._manifest.recipe.encoder.memory == "host":
+            return FrameBatch(tuple(plane.cpu() for plane in batch.planes), batch.pts)
+        return batch
 
     def _check(self, segment: Segment, facts: SegmentFacts | None) -> None:
         """No frame may appear that the plan does not know, and what is missing must be known to be lost."""
@@ -323,20 +311,21 @@ class Worker:
         return name
 
 
-def _on_device(batch: FrameBatch, device: torch.device) -> FrameBatch:
+def _on_device(task: Task, device: torch.device) -> Task:
     """The copy goes by itself, since it comes from pinned memory; torch keeps that until the copy is through."""
+    batch = task.batch
     planes = (plane if plane.is_cuda else plane.pin_memory().to(device, non_blocking=True) for plane in batch.planes)
-    return FrameBatch(tuple(planes), batch.pts)
+    return replace(task, batch=FrameBatch(tuple(planes), batch.pts))
 
 
-def _off_device(upscaled: _Upscaled) -> _Upscaled:
+def _off_device(upscaled: Upscaled) -> Upscaled:
     """To pinned memory, by itself."""
 
     def moved(tensor: Tensor) -> Tensor:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
-    return _Upscaled(upscaled.source, tuple(map(moved, upscaled.planes)), moved(upscaled.is_finite))
+    return Upscaled(upscaled.source, tuple(map(moved, upscaled.planes)), moved(upscaled.is_finite))
 
 
 def _timed(items: Iterable[FrameBatch], timeline: Timeline, name: str) -> Iterator[FrameBatch]:

@@ -95,9 +95,10 @@ class ChannelAttention(nn.Module):
         """(B, C, H, W) to (B, C, H, W)."""
         box = self.pool
         if not box:
-            return x * self.attention(F.adaptive_avg_pool2d(x, 1))
+            gate: Tensor = self.attention(F.adaptive_avg_pool2d(x, 1))
+            return x * gate
         # What reaches over the edge counts for nothing.
-        gate: Tensor = self.attention(F.avg_pool2d(x, box, ceil_mode=True, count_include_pad=False))
+        gate = self.attention(F.avg_pool2d(x, box, ceil_mode=True, count_include_pad=False))
         gate = gate.repeat_interleave(box, 2).repeat_interleave(box, 3)
         return x * gate[:, :, : x.shape[2], : x.shape[3]]
 

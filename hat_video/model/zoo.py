@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -49,6 +50,18 @@ class Model:
     """fp32 on the CPU, in evaluation mode; None for a resampler."""
     kernel: str | None = None
     """`bicubic` or `lanczos` for a resampler."""
+
+    def pooled(self, box: int) -> Model:
+        """The same model with another `HATConfig.attention_pool`; a resampler has none, and stays as it is.
+
+        Raises:
+            ValueError: not 0 and no multiple of the window.
+        """
+        if self.network is None:
+            return self
+        network = copy.deepcopy(self.network)
+        network.pool_over(box)
+        return replace(self, network=network, config=network.config)
 
 
 _SHIPPED = (

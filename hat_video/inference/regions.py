@@ -1,0 +1,172 @@
+"""Parts of a picture, computed alone and yet equal to the whole, for networks that see a bounded part of it.
+
+A HAT whose channel attention pools over boxes has a finite receptive field. It is not the same around every pixel:
+windows and boxes lie on a grid, so what a pixel depends on ends at the next border of that grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from torch import Tensor
+
+from hat_video.model.hat import HATConfig
+
+__all__ = ["Reach", "Rectangle", "compute_region", "tiled_exactly"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """Pixels [top, bottom) x [left, right)."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def area(self) -> int:
+        return (self.bottom - self.top) * (self.right - self.left)
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    def cut(self, pictures: Tensor, scale: int = 1) -> Tensor:
+        """Its part of (..., H, W), where those are `scale` times larger than the picture that it is of; a view."""
+        part = self.times(scale)
+        return pictures[..., part.top : part.bottom, part.left : part.right]
+
+    def grown(self, by: int, height: int, width: int) -> Rectangle:
+        """With `by` pixels more on each side, as far as a picture of that size goes."""
+        return Rectangle(
+            max(0, self.top - by), min(height, self.bottom + by), max(0, self.left - by), min(width, self.right + by)
+        )
+
+    def times(self, scale: int) -> Rectangle:
+        """The same part of a picture that is `scale` times larger."""
+        return Rectangle(scale * self.top, scale * self.bottom, scale * self.left, scale * self.right)
+
+    def within(self, outer: Rectangle) -> Rectangle:
+        """The same pixels, counted from the corner of another rectangle."""
+        return Rectangle(self.top - outer.top, self.bottom - outer.top, self.left - outer.left, self.right - outer.left)
+
+    def union(self, other: Rectangle) -> Rectangle:
+        """The smallest that holds both."""
+        return Rectangle(
+            min(self.top, other.top),
+            max(self.bottom, other.bottom),
+            min(self.left, other.left),
+            max(self.right, other.right),
+        )
+
+
+class Reach:
+    """What part of its input a part of a network's output depends on.
+
+    Args:
+        config: of a network whose channel attention pools over boxes.
+
+    Raises:
+        ValueError: it pools over the whole picture.
+    """
+
+    def __init__(self, config: HATConfig) -> None:
+        if not config.attention_pool:
+            raise ValueError("a channel attention over the whole picture reaches everything")
+        if config.ape_size:
+            raise ValueError("an absolute position embedding knows where a picture ends")
+        self._config = config
+        self.grid = math.lcm(config.window_size, config.attention_pool) * config.unshuffle
+        """Parts must begin at multiples of this, and end at such or at the padded picture's end."""
+        self.multiple = config.multiple
+        """Height and width of a padded picture are multiples of this."""
+
+    def region(self, part: Rectangle, height: int, width: int) -> Rectangle:
+        """What must be computed for a part of the picture.
+
+        Args:
+            part: of the source, in its pixels.
+            height: of the padded source.
+            width: likewise.
+        """
+        return Rectangle(*self.along(part.top, part.bottom, height), *self.along(part.left, part.right, width))
+
+    def along(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        """The same along one axis."""
+        config = self._config
+        end = length // config.unshuffle
+        low, high = start // config.unshuffle, -(-stop // config.unshuffle)
+
+        def grow(by: int) -> None:
+            nonlocal low, high
+            low, high = max(0, low - by), min(end, high + by)
+
+        def snap(to: int, offset: int = 0) -> tuple[int, int]:
+            return (low - offset) // to * to + offset, -(-(high - offset) // to) * to + offset
+
+        closing_conv = 1 if config.resi_connection == "1conv" else 0
+        window, box = config.window_size, config.attention_pool
+        grow(self._tail())
+        grow(closing_conv)
+        for depth in reversed(config.depths):
+            grow(closing_conv)
+            low, high = snap(window)
+            grow((config.overlap_size - window) // 2)
+            for number in reversed(range(depth)):
+                attention = snap(window, window // 2 if number % 2 else 0)
+                low, high = snap(box)
+                grow(2)  # the two convolutions before the gate
+                low, high = max(0, min(low, attention[0])), min(end, max(high, attention[1]))
+        grow(1)
+        step = self.grid // config.unshuffle
+        low, high = low // step * step, min(end, -(-high // step) * step)
+        return low * config.unshuffle, high * config.unshuffle
+
+    def _tail(self) -> int:
+        """Tokens that the convolutions after the body look at, on each side."""
+        config = self._config
+        reach, scale, rest = Fraction(1), 1, config.tail_scale
+        while rest > 1:
+            reach += Fraction(1, scale)
+            step = 3 if rest == 3 else 2
+            scale, rest = scale * step, rest // step
+        return math.ceil(reach + Fraction(1, scale))
+
+
+def compute_region(
+    network: Callable[[Tensor], Tensor], padded: Tensor, part: Rectangle, reach: Reach, scale: int
+) -> Tensor:
+    """A part of the output, equal to that of the whole.
+
+    Args:
+        network: (N, C, h, w) to (N, C, scale * h, scale * w).
+        padded: (N, C, H, W), the whole input, of a size that the network takes.
+        part: in pixels of `padded`.
+        reach: of the network.
+        scale: likewise.
+
+    Returns:
+        (N, C, scale * part.height, scale * part.width).
+    """
+    region = reach.region(part, *padded.shape[2:])
+    return part.within(region).cut(network(region.cut(padded)), scale)
+
+
+def tiled_exactly(network: Callable[[Tensor], Tensor], padded: Tensor, tile: int, reach: Reach, scale: int) -> Tensor:
+    """The whole output, in tiles that are `tile` wide and high, or as much more as the grid wants; see above."""
+    height, width = padded.shape[2:]
+    step = -(-tile // reach.grid) * reach.grid
+    out = padded.new_empty(*padded.shape[:2], scale * height, scale * width)
+    for top in range(0, height, step):
+        for left in range(0, width, step):
+            part = Rectangle(top, min(height, top + step), left, min(width, left + step))
+            part.cut(out, scale).copy_(compute_region(network, padded, part, reach, scale))
+    return out
