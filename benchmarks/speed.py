@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))  # the reference is the tests'
 
 from hat_video import Upscaler, load_model  # noqa: E402
 from hat_video.inference.double_buffer import map_in_flight  # noqa: E402
+from hat_video.inference.openvino_backend import OpenVINOHAT, openvino_version  # noqa: E402
 from hat_video.inference.optimize import optimize  # noqa: E402
 from hat_video.model.checkpoint import infer_config  # noqa: E402
 from hat_video.model.hat import HAT, HATConfig  # noqa: E402
@@ -78,9 +79,10 @@ def in_turns(forms: dict[str, Callable[[], object]], rounds: int) -> dict[str, l
 
 
 def compare(name: str, reference: torch.nn.Module, network: HAT, frame: torch.Tensor, rounds: int) -> dict[str, object]:
-    """One network in its three forms."""
+    """One network in its forms, through torch and through OpenVINO."""
     fp32 = optimize(network, dtype=torch.float32, device=CPU)
     bf16 = optimize(network, dtype=torch.bfloat16, device=CPU)
+    ov32, ov16 = (OpenVINOHAT(network, precision, in_flight=1) for precision in ("fp32", "bf16"))  # type: ignore[arg-type]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         reference(frame)
     flops = counter.get_total_flops()
@@ -91,6 +93,8 @@ def compare(name: str, reference: torch.nn.Module, network: HAT, frame: torch.Te
                 "reference fp32": lambda: reference(frame),
                 "ours fp32": lambda: fp32(frame),
                 "ours bf16": lambda: bf16(frame),
+                "openvino fp32": lambda: ov32(frame),
+                "openvino bf16": lambda: ov16(frame),
             },
             rounds,
         )
@@ -126,6 +130,7 @@ def in_flight(rounds: int) -> dict[str, object]:
     print(f"two frames in flight: {statistics.median(ratios):.3f} times one, same bits: {is_equal}")
     return {
         "precision": upscaler.precision,
+        "backend": upscaler.backend,
         "frames_per_second": {name: len(frames) / statistics.median(values) for name, values in times.items()},
         "ratio": statistics.median(ratios),
         "ratios": ratios,
@@ -155,7 +160,7 @@ def main() -> None:
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "cpus": os.cpu_count(),
         },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "openvino": openvino_version()},
         "threads": 1,
         "rounds": arguments.rounds,
         "HAT, 1 RHAG of 6 HABs, x4": compare("HAT", reference, ours, torch.rand(1, 3, 64, 64), arguments.rounds),

@@ -82,7 +82,7 @@ def test_more_frames_that_turn_out_not_to_fit_are_not_taken() -> None:
 
 
 def test_a_trial_says_what_does_not_fit() -> None:
-    upscaler = Upscaler(load_model("hat-nano", scale=2), precision="fp32")
+    upscaler = Upscaler(load_model("hat-nano", scale=2), precision="fp32", backend="torch")
     frames = torch.zeros(4, 3, 16, 16)
     assert upscaler.fits(frames)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
 
 from hat_video.errors import OptionError
+from hat_video.inference.processors import cpu_count
 from hat_video.jobs.options import UpscaleOptions, load_config
-from hat_video.jobs.plan import Manifest, cpu_count, cut_segments, plan_file
+from hat_video.jobs.plan import Manifest, cut_segments, plan_file
 from hat_video.media.probe import FrameIndex
 from hat_video.presets import preset_names
 from tests.clips import make_clip
@@ -79,8 +81,33 @@ def test_key_follows_what_changes_the_bytes_and_nothing_else(tmp_path: Path) -> 
     assert len({same, *different}) == 1 + len(different)
 
 
+@pytest.mark.parametrize(
+    ("files", "group", "allowed"),
+    [
+        ({"cpu.max": "100000 100000\n"}, "0::/\n", 1),
+        ({"cpu.max": "max 100000\n"}, "0::/\n", 1000),
+        ({"cpu.max": "250000 100000\n"}, "0::/\n", 2),
+        ({"cpu.max": "10000 100000\n"}, "0::/\n", 1),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "100000 100000"}, "0::/a/b\n", 1),
+        ({"cpu.max": "100000 100000"}, "0::/of/the/host\n", 1),
+        ({"cpu/docker/x/cpu.cfs_quota_us": "100000", "cpu/docker/x/cpu.cfs_period_us": "100000"}, "3:cpu:/docker/x", 1),
+        ({"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/", 1000),
+        ({}, "", 1000),
+    ],
+)
+def test_a_container_gets_as_many_workers_as_it_pays_for(
+    files: dict[str, str], group: str, allowed: int, tmp_path: Path
+) -> None:
+    (tmp_path / "own").write_text(group)
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    there = len(os.sched_getaffinity(0))
+    assert cpu_count(tmp_path / "groups", tmp_path / "own") == min(there, allowed)
+
+
 def test_cpu_count_is_not_more_than_the_machines() -> None:
-    import os
 
     assert 1 <= cpu_count() <= (os.cpu_count() or 1)
 

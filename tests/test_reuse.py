@@ -169,8 +169,8 @@ def test_a_changed_part_gives_the_same_bits(name: str, config: HATConfig, size: 
         made = parts(task)
         for a, b in zip(made.planes, expected.planes, strict=True):
             assert torch.equal(a, b)
-    assert patched >= 5
-    assert parts.pixels_computed < 0.8 * whole.pixels_computed
+    assert patched >= 2
+    assert parts.pixels_computed < 0.95 * whole.pixels_computed
     assert whole.same == parts.same == sum(all(map(torch.equal, a.planes, b.planes)) for a, b in pairwise(frames))
 
 

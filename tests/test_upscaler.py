@@ -82,7 +82,7 @@ def test_a_batch_that_is_not_finite_is_redone_safer(nano: Model) -> None:
     guarded = Upscaler(model, precision="fp16")
     out = guarded(frame)
     assert guarded.redone == 1
-    assert torch.equal(out, Upscaler(model, precision="bf16")(frame))
+    assert torch.equal(out, Upscaler(model, precision="bf16", backend="torch")(frame))
 
 
 def test_unchecked_says_whether_all_is_finite(nano: Model) -> None:
@@ -100,7 +100,7 @@ def test_frames_that_are_not_finite_are_redone_in_a_film(nano: Model, tmp_path: 
     model, films = poisoned(nano, 1e6), {}
     for precision in ("fp16", "bf16"):
         output = tmp_path / f"{precision}.mkv"
-        options = UpscaleOptions(encoder="ffv1", precision=precision, jobs=2)  # type: ignore[arg-type]
+        options = UpscaleOptions(encoder="ffv1", precision=precision, jobs=2, backend="torch")  # type: ignore[arg-type]
         report = upscale_file(clip, output, options, model=model)
         with open_source(output) as source:
             films[precision] = [batch.planes for batch in source.read()]
@@ -117,7 +117,7 @@ def test_a_frame_that_does_not_fit_is_named(nano: Model, tmp_path: Path) -> None
     def limit(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99999999999 bytes.")
 
-    plan = plan_file(clip, tmp_path / "out.mkv", UpscaleOptions(precision="fp32", jobs=1), nano)
+    plan = plan_file(clip, tmp_path / "out.mkv", UpscaleOptions(precision="fp32", jobs=1, backend="torch"), nano)
     plan.upscaler._network("fp32", 0).register_forward_pre_hook(limit)
     folder = tmp_path / "work"
     folder.mkdir()
@@ -134,7 +134,7 @@ def test_a_network_that_is_never_finite_is_an_error(nano: Model) -> None:
 
 def test_a_batch_that_does_not_fit_is_halved(nano: Model) -> None:
     """The limit is set on the real network: more than one frame at once is more than this machine has."""
-    upscaler = Upscaler(nano, precision="fp32")
+    upscaler = Upscaler(nano, precision="fp32", backend="torch")
     frames = torch.rand(4, 3, 16, 16)
     expected = upscaler(frames)
 
@@ -154,7 +154,7 @@ def test_a_batch_that_does_not_fit_is_halved(nano: Model) -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_frames_reuse_memory(nano: Model) -> None:
     """A frame of this size touches some 60 MB; mapped anew, that is over 10,000 page faults a frame."""
-    upscaler = Upscaler(nano, precision="fp32")
+    upscaler = Upscaler(nano, precision="fp32", backend="torch")
     frames = [torch.rand(1, 3, 96, 96) for _ in range(6)]
 
     def run() -> int:

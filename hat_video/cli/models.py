@@ -10,7 +10,7 @@ import typer
 from tqdm import tqdm
 
 from hat_video.cli.say import Say, interruptible
-from hat_video.jobs.plan import cpu_count
+from hat_video.inference.processors import cpu_count
 from hat_video.presets import preset_names
 
 __all__ = ["evaluate_command", "export_command", "train_command", "train_data_command"]

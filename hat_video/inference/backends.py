@@ -1,42 +1,112 @@
-"""Who computes a network: torch as it is, or torch's compiler."""
+"""Who computes a network: torch as it is, torch's compiler, or OpenVINO."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
+from torch import Tensor
 
-from hat_video.errors import OptionError
+from hat_video.errors import ModelError, OptionError
+from hat_video.inference.openvino_backend import OpenVINOHAT, openvino_version
 from hat_video.inference.optimize import FastHAT, optimize
-from hat_video.model.hat import HAT
+from hat_video.inference.precision import DTYPES, has_fast_bf16
+from hat_video.model.hat import HAT, HATConfig
 
-__all__ = ["Backend", "as_compiler_error", "build"]
+__all__ = ["Backend", "Network", "as_compiler_error", "build", "choose_backend"]
 
-Backend = Literal["torch", "torch-compiled"]
+Backend = Literal["torch", "torch-compiled", "openvino"]
 
 # A film has a handful of shapes: whole frames, or the tiles at its edges; and the last batch of a segment.
 _MOST_SHAPES = 64
 
 
+class Network(Protocol):
+    """What every backend makes of a HAT."""
+
+    @property
+    def config(self) -> HATConfig: ...
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """RGB (B, 3, H, W) fp32 in [0, 1], of the network's multiples, to (B, 3, sH, sW) fp32, not clamped."""
+        ...
+
+
+def choose_backend(
+    network: HAT, asked: Backend | Literal["auto"], precision: str, device: torch.device
+) -> tuple[Backend, str | None]:
+    """Who computes; `auto` is OpenVINO on a CPU where it is installed and can, else torch.
+
+    Args:
+        network: in fp32.
+        asked: by the caller.
+        precision: fp32, bf16 or fp16.
+        device: where it will run.
+
+    Returns:
+        The backend, and why it is not OpenVINO where that is installed.
+
+    Raises:
+        OptionError: `openvino` was asked for, and it cannot.
+    """
+    if asked == "torch" or asked == "torch-compiled":
+        return asked, None
+    reason = _against_openvino(network, precision, device)
+    if reason is None:
+        return "openvino", None
+    if asked == "openvino":
+        raise OptionError(f"--backend openvino: {reason}; use auto or torch")
+    is_expected = device.type != "cpu" or openvino_version() is None
+    return "torch", None if is_expected else f"computed by torch and not by OpenVINO: {reason}"
+
+
+def _against_openvino(network: HAT, precision: str, device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"it is for CPUs, and the device is {device}"
+    if openvino_version() is None:
+        return "it is not installed (pip install hat-video[openvino])"
+    if precision == "fp16":
+        return "it has no fp16 on a CPU"
+    if precision == "bf16" and not has_fast_bf16(device):
+        return "it has no bf16 on this CPU"
+    try:
+        from hat_video.inference.openvino_graph import build_graph
+
+        side = 2 * network.config.multiple
+        build_graph(network, side, side, "bf16" if precision == "bf16" else "fp32")
+    except (ImportError, OSError, ModelError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
 def build(
-    network: HAT, backend: Backend, *, dtype: torch.dtype, device: torch.device, trunk_exponent: int = 0
-) -> FastHAT:
-    """A network that is ready to run: (B, 3, H, W) fp32 in [0, 1] to (B, 3, sH, sW) fp32.
+    network: HAT,
+    backend: Backend,
+    *,
+    precision: str,
+    device: torch.device,
+    trunk_exponent: int = 0,
+    in_flight: int = 0,
+) -> Network:
+    """A network that is ready to run.
 
     Args:
         network: in fp32; is not changed.
         backend: who computes it. `torch-compiled` compiles each kind of block once for each shape of frames, when it
-            first meets it, and keeps the result on disk.
-        dtype: of the arithmetic.
+            first meets it, and keeps the result on disk; so does `openvino` with the whole network.
+        precision: of the arithmetic: fp32, bf16 or fp16.
         device: where it will run.
         trunk_exponent: see `optimize`.
+        in_flight: frames at once, for `openvino`; as many as there are CPUs if 0.
 
     Raises:
-        OptionError: there is no compiler here.
+        OptionError: there is no compiler here, or no OpenVINO.
     """
-    fast = optimize(network, dtype=dtype, device=device, trunk_exponent=trunk_exponent)
+    if backend == "openvino":
+        return OpenVINOHAT(network, "bf16" if precision == "bf16" else "fp32", in_flight=in_flight)
+    fast = optimize(network, dtype=DTYPES[precision], device=device, trunk_exponent=trunk_exponent)
     return _compiled(fast, device) if backend == "torch-compiled" else fast
 
 

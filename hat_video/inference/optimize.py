@@ -308,8 +308,10 @@ class _FastHAB(nn.Module):
 
 
 def _sigmoid(x: Tensor) -> Tensor:
-    """The sigmoid, each element the same to the bit whatever is with it: the last ones of a tensor, fewer than a vector,
-    would be computed by another formula."""
+    """The sigmoid, each element the same to the bit whatever is with it.
+
+    The last ones of a tensor, where they fill no vector, would be computed by another formula.
+    """
     flat = F.pad(x.flatten(), (0, -x.numel() % 64))
     return torch.sigmoid(flat)[: x.numel()].view_as(x)
 

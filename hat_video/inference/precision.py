@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hat_video.inference.optimize import FastHAT, optimize
+from hat_video.inference.optimize import optimize
 from hat_video.model.hat import HAT
 
 __all__ = ["DTYPES", "SAFER", "calibration_frame", "choose", "has_fast_bf16", "trunk_exponent"]
@@ -69,7 +69,9 @@ def trunk_exponent(network: HAT, frame: Tensor) -> int:
     return max(0, math.ceil(math.log2(largest / _TRUNK_LIMIT)))
 
 
-def choose(network: HAT, device: torch.device, frame: Tensor, build: Callable[[str, int], FastHAT]) -> tuple[str, int]:
+def choose(
+    network: HAT, device: torch.device, frame: Tensor, build: Callable[[str, int], Callable[[Tensor], Tensor]]
+) -> tuple[str, int]:
     """The fastest precision of the device that agrees with fp32 on a frame, and the trunk exponent that goes with it.
 
     On a CPU: bf16 where the processor has it, else fp32. On a GPU: fp16 with a safe trunk, then bf16, then fp32.

@@ -90,14 +90,26 @@ class Reach:
         """Height and width of a padded picture are multiples of this."""
 
     def region(self, part: Rectangle, height: int, width: int) -> Rectangle:
-        """What must be computed for a part of the picture.
+        """What is computed for a part of the picture: what it depends on, and more, to one of a few sizes.
+
+        Some backends compile a network for each size; these are half an octave apart.
 
         Args:
             part: of the source, in its pixels.
             height: of the padded source.
             width: likewise.
         """
-        return Rectangle(*self.along(part.top, part.bottom, height), *self.along(part.left, part.right, width))
+        rows, columns = self.along(part.top, part.bottom, height), self.along(part.left, part.right, width)
+        return Rectangle(*self._sized(*rows, height), *self._sized(*columns, width))
+
+    def _sized(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        steps = math.ceil(2 * math.log2(max(1, math.ceil((stop - start) / self.grid))) - 1e-9)
+        size = round(2 ** (steps / 2)) * self.grid
+        size = max(size, -(-(stop - start) // self.grid) * self.grid)
+        if start + size >= length:
+            # Backwards from the end, which need not lie on the grid.
+            return max(0, -(-length // self.grid) * self.grid - size), length
+        return start, start + size
 
     def along(self, start: int, stop: int, length: int) -> tuple[int, int]:
         """The same along one axis."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hat_video.errors import OptionError, OutOfMemoryError, WorkError
-from hat_video.inference.backends import Backend, as_compiler_error, build
+from hat_video.inference.backends import Backend, Network, as_compiler_error, build, choose_backend
 from hat_video.inference.memory import keep_freed_memory
-from hat_video.inference.optimize import FastHAT
 from hat_video.inference.precision import DTYPES, SAFER, calibration_frame, choose, trunk_exponent
 from hat_video.inference.regions import Reach, Rectangle, tiled_exactly
 from hat_video.inference.tiling import pad_to_multiple, tiled
@@ -35,7 +35,9 @@ class Upscaler:
             fp16, made safe by an exact scale of the residual trunk, where that agrees with fp32 on a calibration frame.
         tile: side of a tile in source pixels, 16 or more; whole frames if None. Where the model's channel attention
             pools over boxes, tiles give what whole frames do, to the bit; else see `hat_video.inference.tiling`.
-        backend: who computes the network; see `hat_video.inference.backends`.
+        backend: who computes the network: `torch`, `torch-compiled`, `openvino`, or `auto`, which on a CPU is OpenVINO
+            where it is installed; see `hat_video.inference.backends`.
+        in_flight: frames that will be computed at once, for OpenVINO; as many as there are CPUs if 0.
         trunk_exponent: as another upscaler of the same model has found it, for fp16; found here if None.
 
     Raises:
@@ -49,7 +51,8 @@ class Upscaler:
         device: str = "auto",
         precision: str = "auto",
         tile: int | None = None,
-        backend: Backend = "torch",
+        backend: Backend | Literal["auto"] = "auto",
+        in_flight: int = 0,
         trunk_exponent: int | None = None,
     ) -> None:
         if precision not in ("auto", *DTYPES):
@@ -60,17 +63,24 @@ class Upscaler:
         self.scale = model.scale
         self.device = choose_device(device)
         self.tile = tile
-        self.backend: Backend = backend if model.network is not None else "torch"
+        self.backend: Backend = "torch"
+        self.notes: list[str] = []
+        """Why it is not the backend that one would expect."""
+        self._in_flight = in_flight
         self.trunk_exponent = 0
         self.redone = 0
         """Batches that came out non-finite and were computed again one precision safer."""
         self._lock = threading.Lock()
-        self._networks: dict[tuple[str, int], FastHAT] = {}
+        self._networks: dict[tuple[str, int], Network] = {}
         self.precision = "fp32"
         if model.network is not None:
             if self.device.type == "cpu":
                 keep_freed_memory()
             self._settle(precision, trunk_exponent)
+            self.backend, note = choose_backend(model.network, backend, self.precision, self.device)
+            self.notes += [note] if note else []
+            self._networks = {}
+            self._network(self.precision, self.trunk_exponent)
 
     def _settle(self, precision: str, exponent: int | None) -> None:
         network = self.model.network
@@ -84,8 +94,6 @@ class Upscaler:
         else:
             self.precision = precision
             self.trunk_exponent = trunk_exponent(network, frame) if precision == "fp16" else 0
-        self._networks = {}
-        self._network(self.precision, self.trunk_exponent)
 
     def calibrate(self, rgb: Tensor) -> None:
         """Chooses the trunk's scale anew, from a frame of the material; fp16 only.
@@ -210,12 +218,12 @@ class Upscaler:
             with self._lock:
                 self.redone += 1
 
-    def _run(self, network: FastHAT, rgb: Tensor) -> Tensor:
+    def _run(self, network: Network, rgb: Tensor) -> Tensor:
         multiple = network.config.multiple
 
         def whole(piece: Tensor) -> Tensor:
             height, width = piece.shape[2] * self.scale, piece.shape[3] * self.scale
-            large: Tensor = network(pad_to_multiple(piece, multiple))
+            large = network(pad_to_multiple(piece, multiple))
             return large[:, :, :height, :width]
 
         height, width = rgb.shape[2:]
@@ -227,16 +235,17 @@ class Upscaler:
         large = tiled_exactly(network, pad_to_multiple(rgb, multiple), self.tile, reach, self.scale)
         return large[:, :, : height * self.scale, : width * self.scale]
 
-    def _network(self, precision: str, exponent: int) -> FastHAT:
+    def _network(self, precision: str, exponent: int) -> Network:
         with self._lock:
             key = (precision, exponent)
             if key not in self._networks and self.model.network is not None:
                 self._networks[key] = build(
                     self.model.network,
                     self.backend,
-                    dtype=DTYPES[precision],
+                    precision=precision,
                     device=self.device,
                     trunk_exponent=exponent,
+                    in_flight=self._in_flight,
                 )
             return self._networks[key]
 

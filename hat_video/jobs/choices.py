@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from hat_video.errors import OptionError, UsageError
+from hat_video.inference.processors import cpu_count
 from hat_video.inference.upscaler import Upscaler, choose_devices
 from hat_video.jobs.options import UpscaleOptions, parse_time
 from hat_video.jobs.size import Target, parse_size
@@ -51,7 +52,8 @@ def make_upscaler(model: Model, options: UpscaleOptions) -> Upscaler:
         device=str(choose_devices(options.device)[0]),
         precision=options.precision,
         tile=options.tile,
-        backend="torch-compiled" if options.compile else "torch",
+        backend="torch-compiled" if options.compile else options.backend,
+        in_flight=options.jobs or cpu_count(),
     )
 
 

@@ -10,8 +10,8 @@ import torch
 from av.codec import codecs_available
 
 from hat_video.errors import HatVideoError
+from hat_video.inference.processors import cpu_count
 from hat_video.inference.upscaler import Upscaler
-from hat_video.jobs.plan import cpu_count
 from hat_video.media.dali_source import install_reasons
 from hat_video.model.zoo import default_model_name, load_model
 
@@ -52,6 +52,7 @@ def examine() -> dict[str, object]:
         facts["default model"] = f"{model.name} x{model.scale}"
         facts["device"] = str(upscaler.device)
         facts["precision"] = upscaler.precision
+        facts["computed by"] = upscaler.backend
     except HatVideoError as error:
         facts["default model"] = f"cannot be loaded: {error}"
     return facts

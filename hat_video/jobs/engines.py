@@ -220,6 +220,7 @@ def _work(order: _Order, talk: Connection, life: Connection) -> None:
             precision=recipe.precision,
             tile=recipe.tile,
             backend=recipe.backend,
+            in_flight=order.jobs,
             trunk_exponent=recipe.trunk_exponent,
         )
 

@@ -29,13 +29,14 @@ from hat_video.errors import (
     VerifyError,
 )
 from hat_video.frames import FrameBatch
+from hat_video.inference.processors import cpu_count
 from hat_video.inference.timeline import Span, write_trace
 from hat_video.inference.upscaler import choose_devices
 from hat_video.jobs.choices import output_label
 from hat_video.jobs.engines import LocalEngine, ProcessEngine
 from hat_video.jobs.estimate import Estimate, Trial
 from hat_video.jobs.options import UpscaleOptions
-from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, Segment, cpu_count, plan_file
+from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, Segment, plan_file
 from hat_video.jobs.report import FileReport, Progress, Stage
 from hat_video.jobs.sequence import as_film
 from hat_video.jobs.verification import verify_files

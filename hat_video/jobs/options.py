@@ -46,6 +46,9 @@ class UpscaleOptions:
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], "the network's arithmetic; auto: the fastest safe one"
     ] = "auto"
+    backend: Annotated[
+        Literal["auto", "torch", "openvino"], "who computes the network; auto: on a CPU OpenVINO, where it is installed"
+    ] = "auto"
     compile: Annotated[
         bool, "the network's blocks by torch.compile: minutes at first, kept on disk; for long films on a GPU"
     ] = False
@@ -110,6 +113,8 @@ class UpscaleOptions:
             parse_time(getattr(self, name), f"--{name}", is_above_zero=name == "duration")
         if self.rate is not None:
             parse_rate(self.rate)
+        if self.compile and self.backend == "openvino":
+            raise OptionError("--compile: compiles for torch; leave it out, or --backend openvino")
         self.limits()
         self.attention_box()
         for item in self.encoder_option:

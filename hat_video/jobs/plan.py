@@ -23,6 +23,8 @@ from hat_video.errors import OptionError, StrictError
 from hat_video.frames import VideoInfo
 from hat_video.inference.backends import Backend
 from hat_video.inference.fit import Fit, fit_to_gpu, gpu_memory, trial_bytes
+from hat_video.inference.openvino_backend import openvino_version
+from hat_video.inference.processors import cpu_count
 from hat_video.inference.upscaler import Upscaler, choose_devices
 from hat_video.jobs.choices import load_chosen_model, make_upscaler, settle_span, size_notes
 from hat_video.jobs.options import UpscaleOptions
@@ -44,7 +46,6 @@ __all__ = [
     "Plan",
     "Recipe",
     "Segment",
-    "cpu_count",
     "cut_segments",
     "plan_file",
 ]
@@ -148,19 +149,6 @@ class Plan:
     upscaler: Upscaler
 
 
-def cpu_count() -> int:
-    """CPUs that this process may use: the affinity mask, further limited by the control group's quota.
-
-    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html, `cpu.max`.
-    """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
-
-
 def cut_segments(index: FrameIndex, ticks: int) -> tuple[Segment, ...]:
     """Cuts a film into segments of about `ticks` ticks.
 
@@ -248,7 +236,7 @@ def plan_file(
         segment_seconds=options.segment,
         container=container,
         encoder=spec,
-        versions=_versions(upscaler.device),
+        versions=_versions(upscaler.device, upscaler.backend),
     )
     segments = cut_segments(index, max(1, round(Fraction(options.segment) / found.video.time_base)))
     manifest = Manifest(
@@ -269,6 +257,7 @@ def plan_file(
             *encoder_notes,
             *losses,
             *size_notes(options, target, model),
+            *upscaler.notes,
         ),
     )
     return Plan(manifest, found, upscaler)
@@ -376,11 +365,13 @@ def _tile_that_fits(model: Model, video: VideoInfo, in_flight: int) -> int | Non
     return max(64, int(pixels**0.5) // 64 * 64)
 
 
-def _versions(device: torch.device) -> dict[str, str]:
+def _versions(device: torch.device, backend: Backend) -> dict[str, str]:
     libraries = av.library_versions
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    own = {"openvino": openvino_version() or "none"} if backend == "openvino" else {}
     return {
         **gpu,
+        **own,
         "hat_video": version("hat-video"),
         "torch": torch.__version__,
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",

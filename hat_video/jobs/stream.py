@@ -18,13 +18,12 @@ from av.packet import Packet
 from av.stream import Stream
 
 from hat_video.errors import CancelledError, OptionError, OutputError, StrictError, WorkError
-from hat_video.frames import FrameBatch, VideoInfo
+from hat_video.frames import FrameBatch
 from hat_video.inference.double_buffer import Prefetch, map_in_flight
-from hat_video.inference.upscaler import Upscaler
+from hat_video.inference.processors import cpu_count
 from hat_video.jobs.choices import load_chosen_model, make_upscaler, size_notes
 from hat_video.jobs.options import UpscaleOptions, refuse_idle
 from hat_video.jobs.picture import FrameUpscaler, Task
-from hat_video.jobs.plan import cpu_count
 from hat_video.jobs.size import parse_size, settle_size
 from hat_video.media.encoder import plan_encoder
 from hat_video.media.formats import encoder_losses
