@@ -28,6 +28,10 @@ __all__ = ["FastHAT", "optimize"]
 # Logits of this many elements stay in a core's cache between the two products around the softmax (measured).
 _CHUNK_ELEMENTS = 1 << 19
 
+# What stands between the layers of an attention or an MLP is several times its input. On a CPU it is made for some rows
+# at a time: of this many elements of the input, which is a whole frame where frames are small.
+_BAND_ELEMENTS = 1 << 22
+
 _HAS_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
@@ -115,8 +119,10 @@ class _Conv(_Weights):
     """3x3 convolution of a (B, C, H, W) view."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32 and x.device.type == "cpu" and _HAS_ONEDNN:
+        is_open = not torch.compiler.is_compiling()
+        if x.dtype == torch.float32 and x.device.type == "cpu" and _HAS_ONEDNN and is_open:
             # By name, because torch computes small pictures otherwise, and then a part is not as in the whole.
+            # Its compiler cannot look into it.
             one = (1, 1)
             return torch.mkldnn_convolution(x, self.weight, self.bias, one, one, one, 1)
         return F.conv2d(x, self.weight, self.bias, padding=1)
@@ -209,32 +215,45 @@ class _FastWindowAttention(nn.Module):
             self.register_buffer("column_mask", (columns[:, None] != columns[None]).to(dtype) * -100)
 
     def forward(self, y: Tensor) -> Tensor:
+        height, out = y.shape[1], torch.empty_like(y)
+        for rows in _bands(y, self.size):
+            # Where these rows are once all have been rolled back by the shift.
+            first, last = rows.start + self.shift, min(height, rows.stop + self.shift)
+            around = rows.stop + self.shift - last
+            part = torch.cat([y[:, first:last], y[:, :around]], 1) if around else y[:, first:last]
+            z = self._rows(part.roll(-self.shift, 2) if self.shift else part, is_last=rows.stop == height)
+            z = z.roll(self.shift, 2) if self.shift else z
+            out[:, first:last] = z[:, : last - first]
+            if around:
+                out[:, :around] = z[:, last - first :]
+        return out
+
+    def _rows(self, y: Tensor, *, is_last: bool) -> Tensor:
+        """Some rows of windows; `is_last`: what was at both ends of the picture meets in the last of them."""
         batch, height, width, channels = y.shape
         size, rows, columns = self.size, height // self.size, width // self.size
-        if self.shift:
-            y = y.roll((-self.shift, -self.shift), (1, 2))
-        windows = y.view(batch, rows, size, columns, size, channels).transpose(2, 3).reshape(-1, size * size, channels)
+        windows = y.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)
+        windows = windows.reshape(-1, size * size, channels)
         qkv = self.qkv(windows).view(windows.shape[0], size * size, 3, self.heads, -1)
         if self.shift:
-            out = self._attend_shifted(qkv, batch, rows, columns)
+            out = self._attend_shifted(qkv, batch, rows, columns, rows - is_last)
         else:
             q, k, v = qkv.unbind(2)
             out = _attend(q, k, v, self.bias)
         z: Tensor = self.proj(out.flatten(2))
-        z = z.view(batch, rows, columns, size, size, channels).transpose(2, 3).reshape(batch, height, width, channels)
-        return z.roll((self.shift, self.shift), (1, 2)) if self.shift else z
+        return z.view(batch, rows, columns, size, size, channels).transpose(2, 3).reshape(y.shape)
 
-    def _attend_shifted(self, qkv: Tensor, batch: int, rows: int, columns: int) -> Tensor:
+    def _attend_shifted(self, qkv: Tensor, batch: int, rows: int, columns: int, inner: int) -> Tensor:
         """Four kinds of window: inner ones, those of the last column, of the last row, and the last corner."""
         grid_in = qkv.view(batch, rows, columns, *qkv.shape[1:])
         grid_out = torch.empty_like(grid_in[:, :, :, :, 0], memory_format=torch.contiguous_format)
         # Upstream masks a pair that is parted in both directions once, at -100.
         corner = torch.minimum(self.row_mask, self.column_mask)
         kinds = (
-            (slice(0, rows - 1), slice(0, columns - 1), None),
-            (slice(0, rows - 1), slice(columns - 1, columns), self.column_mask),
-            (slice(rows - 1, rows), slice(0, columns - 1), self.row_mask),
-            (slice(rows - 1, rows), slice(columns - 1, columns), corner),
+            (slice(0, inner), slice(0, columns - 1), None),
+            (slice(0, inner), slice(columns - 1, columns), self.column_mask),
+            (slice(inner, rows), slice(0, columns - 1), self.row_mask),
+            (slice(inner, rows), slice(columns - 1, columns), corner),
         )
         for y, x, mask in kinds:
             part = grid_in[:, y, x]
@@ -303,8 +322,18 @@ class _FastHAB(nn.Module):
             mean = branch.mean((2, 4), keepdim=True, dtype=self.squeeze.weight.dtype)
             gate = _sigmoid(self.excite(F.relu(self.squeeze(mean)))) * self.gate_scale
             part.addcmul_(branch, gate.to(x.dtype))
-        deeper: Tensor = self.mlp(self.norm2(x))
-        return x + deeper
+        for rows in _bands(x, 1):
+            x[:, rows] += self.mlp(self.norm2(x[:, rows]))
+        return x
+
+
+def _bands(x: Tensor, unit: int) -> Iterator[slice]:
+    """The rows of (B, H, W, C), in turns: multiples of `unit`, and few enough to be made at once."""
+    height = x.shape[1]
+    fitting = height if x.is_cuda else _BAND_ELEMENTS // x[:, :1].numel() // unit * unit
+    step = max(unit, fitting)
+    for top in range(0, height, step):
+        yield slice(top, min(height, top + step))
 
 
 def _sigmoid(x: Tensor) -> Tensor:
@@ -345,23 +374,37 @@ class _FastOCAB(nn.Module):
         self.mlp = _FastMlp(block.mlp.fc1, block.mlp.fc2, trunk, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        for rows in _bands(x, self.size):
+            part = x[:, rows] + self._attended(x, rows)
+            out[:, rows] = part + self.mlp(self.norm2(part))
+        return out
+
+    def _attended(self, x: Tensor, rows: slice) -> Tensor:
+        """What the attention adds to some rows."""
         batch, height, width, channels = x.shape
-        size, wide, rows, columns = self.size, self.overlap_size, height // self.size, width // self.size
-        qkv: Tensor = self.qkv(self.norm1(x))
+        size, wide, down, columns = (
+            self.size,
+            self.overlap_size,
+            (rows.stop - rows.start) // self.size,
+            width // self.size,
+        )
+        pad = (wide - size) // 2
+        first, last = max(0, rows.start - pad), min(height, rows.stop + pad)
+        qkv: Tensor = self.qkv(self.norm1(x[:, first:last]))
         lanes = qkv.shape[-1] // 3
-        q = qkv[..., :lanes].view(batch, rows, size, columns, size, lanes).transpose(2, 3)
+        q = qkv[:, rows.start - first : rows.stop - first, :, :lanes]
+        q = q.reshape(batch, down, size, columns, size, lanes).transpose(2, 3)
         q = q.reshape(-1, size * size, self.heads, lanes // self.heads)
         # Zeros after the linear layer, unmasked: keys outside the picture take part, as upstream has it.
-        pad = (wide - size) // 2
-        around = F.pad(qkv[..., lanes:], (0, 0, pad, pad, pad, pad))
+        above, below = first - rows.start + pad, rows.stop + pad - last
+        around = F.pad(qkv[..., lanes:], (0, 0, pad, pad, above, below))
         near = around.unfold(1, wide, size).unfold(2, wide, size).permute(0, 1, 2, 4, 5, 3)
         k, v = near.reshape(-1, wide * wide, 2, self.heads, lanes // self.heads).unbind(2)
         out = _attend(q, k, v, self.bias)
         z: Tensor = self.proj(out.flatten(2))
-        z = z.view(batch, rows, columns, size, size, channels).transpose(2, 3).reshape(batch, height, width, channels)
-        x = x + z
-        deeper: Tensor = self.mlp(self.norm2(x))
-        return x + deeper
+        z = z.view(batch, down, columns, size, size, channels).transpose(2, 3)
+        return z.reshape(batch, rows.stop - rows.start, width, channels)
 
 
 class _FastRHAG(nn.Module):
@@ -430,4 +473,4 @@ class FastHAT(nn.Module):
         body = self.norm(self.layers(body))
         deep = self.conv_after_body(body.permute(0, 3, 1, 2)) + shallow
         y: Tensor = self.conv_last(self.upsample(F.leaky_relu(self.conv_before_upsample(deep), 0.01)))
-        return y.to(self.mean.dtype) / config.img_range + self.mean
+        return y.to(self.mean.dtype).div_(config.img_range).add_(self.mean)
