@@ -194,6 +194,17 @@ def test_x4_starts_from_the_body_of_x2(tiles: Path, tmp_path: Path) -> None:
         Training(replace(recipe, network=replace(TINY, embed_dim=16)), tiles, tmp_path / "other", device="cpu")
 
 
+def test_what_starts_from_a_file_makes_the_same_picture(tiles: Path, tmp_path: Path) -> None:
+    train(RECIPE, tiles, tmp_path / "first")
+    path = tmp_path / "first" / "model.safetensors"
+    second = Training(replace(RECIPE, start=str(path)), tiles, tmp_path / "second", device="cpu")
+    model = load_model(path)
+    assert model.network is not None
+    frame = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(second.network.eval()(frame), model.network(frame), rtol=0, atol=1e-5)
+
+
 def body_of_file(folder: Path) -> dict[str, torch.Tensor]:
     model = load_model(folder / "model.safetensors")
     assert model.network is not None

@@ -69,4 +69,4 @@ def fold_conv_scale(state: Mapping[str, Tensor], config: HATConfig) -> dict[str,
 def body_of(state: Mapping[str, Tensor], config: HATConfig) -> dict[str, Tensor]:
     """The weights of a file as training wants them: `conv_scale` 1."""
     with torch.no_grad():
-        return fold_conv_scale(state, HATConfig(conv_scale=_UPSTREAM_CONV_SCALE**2 / config.conv_scale))
+        return fold_conv_scale(state, HATConfig(conv_scale=_UPSTREAM_CONV_SCALE * config.conv_scale))
