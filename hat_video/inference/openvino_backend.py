@@ -37,6 +37,8 @@ __all__ = ["OpenVINOCache", "OpenVINOHAT", "cache_folder", "openvino_version"]
 
 # Whole frames, or the tiles at a frame's edges. Each holds the memory of its activations.
 _MOST_SHAPES = 8
+# Shapes that are not in use keep the memory of this many pixels: a change from tile to tile needs it again at once.
+_KEPT_PIXELS = 1 << 18
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -115,8 +117,9 @@ class OpenVINOHAT:
         out = torch.empty(frames, channels, scale * height, scale * width)
         requests = self._requests(height, width)
         x = x.detach().contiguous()
-        for number in range(frames):
-            requests.run(x[number : number + 1], out[number : number + 1])
+        with self._in_use(requests):
+            for number in range(frames):
+                requests.run(x[number : number + 1], out[number : number + 1])
         return out
 
     def prepare(self, height: int, width: int) -> None:
@@ -127,6 +130,24 @@ class OpenVINOHAT:
         """
         self._requests(height, width)
 
+    @contextmanager
+    def _in_use(self, wanted: _Requests) -> Iterator[None]:
+        """Keeps the memory of a shape while it is used, and of others no more than is worth it."""
+        with self._lock:
+            wanted.users += 1
+            others = [one for one in self._shapes.values() if one is not wanted and one.has_memory]
+            kept = sum(one.pixels for one in others)
+            for one in others:
+                if kept > _KEPT_PIXELS and not one.users:
+                    one.release()
+                    kept -= one.pixels
+            wanted.has_memory = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                wanted.users -= 1
+
     def _requests(self, height: int, width: int) -> _Requests:
         size = (height, width)
         with self._lock:
@@ -136,7 +157,7 @@ class OpenVINOHAT:
         # Those who have what they need are not held up meanwhile.
         with self._building:
             if size not in self._shapes:
-                requests = _Requests(self._compiled(height, width), self.in_flight)
+                requests = _Requests(self._compiled(height, width), self.in_flight, height * width)
                 with self._lock:
                     self._shapes[size] = requests
                     while len(self._shapes) > _MOST_SHAPES:
@@ -175,7 +196,8 @@ class OpenVINOHAT:
 class _Requests:
     """A compiled model, and as many requests as may run at once."""
 
-    def __init__(self, compiled: Any, limit: int) -> None:
+    def __init__(self, compiled: Any, limit: int, pixels: int) -> None:
+        self.pixels, self.users, self.has_memory = pixels, 0, False
         self._compiled = compiled
         self._free = threading.BoundedSemaphore(limit)
         self._idle: list[Any] = []
@@ -186,6 +208,11 @@ class _Requests:
             request.set_input_tensor(_shared(frame))
             request.set_output_tensor(_shared(large))
             request.infer()
+
+    def release(self) -> None:
+        """Gives up what lies between the layers, until the next run. Nobody may be running."""
+        self._compiled.release_memory()
+        self.has_memory = False
 
     @contextmanager
     def _one(self) -> Iterator[Any]:

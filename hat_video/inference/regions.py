@@ -104,12 +104,27 @@ class Reach:
 
     def _sized(self, start: int, stop: int, length: int) -> tuple[int, int]:
         steps = math.ceil(2 * math.log2(max(1, math.ceil((stop - start) / self.grid))) - 1e-9)
-        size = round(2 ** (steps / 2)) * self.grid
-        size = max(size, -(-(stop - start) // self.grid) * self.grid)
+        return self._placed(start, max(stop - start, round(2 ** (steps / 2)) * self.grid), length)
+
+    def _placed(self, start: int, size: int, length: int) -> tuple[int, int]:
+        size = -(-size // self.grid) * self.grid
         if start + size >= length:
             # Backwards from the end, which need not lie on the grid.
             return max(0, -(-length // self.grid) * self.grid - size), length
         return start, start + size
+
+    def tiles(self, length: int, tile: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """How one axis is cut: each part, and what is computed for it, which is of one size, or two at the end.
+
+        Args:
+            length: of the padded picture.
+            tile: of a part, which gets as much more as the grid wants.
+        """
+        step = -(-tile // self.grid) * self.grid
+        parts = [(start, min(length, start + step)) for start in range(0, length, step)]
+        needs = [self.along(*part, length) for part in parts]
+        size = max(stop - start for start, stop in needs)
+        return [(part, self._placed(start, size, length)) for part, (start, _) in zip(parts, needs, strict=True)]
 
     def along(self, start: int, stop: int, length: int) -> tuple[int, int]:
         """The same along one axis."""
@@ -175,10 +190,9 @@ def compute_region(
 def tiled_exactly(network: Callable[[Tensor], Tensor], padded: Tensor, tile: int, reach: Reach, scale: int) -> Tensor:
     """The whole output, in tiles that are `tile` wide and high, or as much more as the grid wants; see above."""
     height, width = padded.shape[2:]
-    step = -(-tile // reach.grid) * reach.grid
     out = padded.new_empty(*padded.shape[:2], scale * height, scale * width)
-    for top in range(0, height, step):
-        for left in range(0, width, step):
-            part = Rectangle(top, min(height, top + step), left, min(width, left + step))
-            part.cut(out, scale).copy_(compute_region(network, padded, part, reach, scale))
+    for rows, around_rows in reach.tiles(height, tile):
+        for columns, around_columns in reach.tiles(width, tile):
+            part, region = Rectangle(*rows, *columns), Rectangle(*around_rows, *around_columns)
+            part.cut(out, scale).copy_(part.within(region).cut(network(region.cut(padded)), scale))
     return out
