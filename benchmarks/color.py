@@ -61,7 +61,7 @@ def sample_frame(pixel_format: str, codes: tuple[int, int, int], is_full: bool) 
     """A frame of the sample clip, turned into a format and tagged; the code values are what counts, not their look."""
     with av.open(str(CLIP)) as container:
         frame = next(frame for n, frame in enumerate(container.decode(video=0)) if n == FRAME)
-    made = frame.reformat(format=pixel_format)
+    made = frame.reformat(format=pixel_format, threads=1)
     made.colorspace, made.color_primaries, made.color_trc = codes
     made.color_range = 2 if is_full else 1
     made.pts, made.time_base = 0, Fraction(1, 25)
@@ -71,7 +71,7 @@ def sample_frame(pixel_format: str, codes: tuple[int, int, int], is_full: bool) 
 def write(path: Path, frame: av.VideoFrame, codes: tuple[int, int, int], is_full: bool) -> None:
     """One frame in FFV1, which has RGB of 8 bits in another order."""
     if frame.format.name == "gbrp":
-        frame = frame.reformat(format="bgr0")
+        frame = frame.reformat(format="bgr0", threads=1)
     with av.open(str(path), "w") as out:
         stream = out.add_stream("ffv1", rate=25)
         stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, frame.format.name
@@ -122,7 +122,7 @@ def through_the_road(folder: Path) -> Iterator[Error]:
                 with av.open(str(output)) as container:
                     after = next(container.decode(video=0))
                 if after.format.name == "bgr0":
-                    after = after.reformat(format="gbrp")
+                    after = after.reformat(format="gbrp", threads=1)
                 assert after.format.name == name, f"{name} came out as {after.format.name}"
                 yield difference("R'G'B'" if name == "gbrp" else picture, name, is_full, before, after)
 
@@ -133,7 +133,7 @@ def through_a_script() -> Iterator[Error]:
         before = sample_frame(name, MATRICES["BT.709"], False)
         reformatter = VideoReformatter()
         rgb = av.VideoFrame.from_ndarray(before.to_ndarray(format="rgb24"), format="rgb24")
-        after = reformatter.reformat(rgb, format=name)
+        after = reformatter.reformat(rgb, format=name, threads=1)
         yield difference("BT.709, by a script", name, False, before, after)
 
 

@@ -174,6 +174,7 @@ def _video_frame(
 ) -> av.VideoFrame:
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
         format=pix_fmt,
+        threads=1,
         dst_colorspace="ITU709" if bt709 else "ITU601",
         dst_color_range="JPEG" if full_range else "MPEG",
         interpolation="BICUBIC",

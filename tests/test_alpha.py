@@ -45,7 +45,7 @@ def alpha_clip(path: Path, codec: str, pix_fmt: str, *, alphas: list[np.ndarray]
             stream.metadata["alpha_mode"] = "1"
         for i, alpha in enumerate(alphas):
             rgba = np.dstack([moving_picture(i, WIDTH, HEIGHT), alpha])
-            frame = av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format=pix_fmt)
+            frame = av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format=pix_fmt, threads=1)
             frame.pts, frame.time_base = i, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
@@ -73,7 +73,7 @@ def alphas_of(path: Path) -> list[np.ndarray]:
                 assert any(part.is_alpha for part in frame.format.components), frame.format.name
                 # Of 8 bits swscale makes 16 by a shift; so each depth has its own way.
                 is_8_bit = frame.format.components[0].bits == 8
-                rgba = reformatter.reformat(frame, format="rgba" if is_8_bit else "rgba64le").to_ndarray()
+                rgba = reformatter.reformat(frame, format="rgba" if is_8_bit else "rgba64le", threads=1).to_ndarray()
                 alphas.append(rgba[..., 3] / (1 if is_8_bit else 257))
     return alphas
 
@@ -242,7 +242,7 @@ def gif(path: Path, *, is_transparent: bool) -> Path:
                 frame = av.VideoFrame.from_ndarray(((disc(i) > 100).astype(np.uint8), palette), format="pal8")
             else:
                 frame = av.VideoFrame.from_ndarray(moving_picture(i, WIDTH, HEIGHT), format="rgb24").reformat(
-                    format="rgb8"
+                    format="rgb8", threads=1
                 )
             frame.pts, frame.time_base = i, Fraction(1, 25)
             out.mux(stream.encode(frame))
@@ -308,6 +308,6 @@ def test_packed_formats_hold_the_same_values(packed: str) -> None:
         kind = np.uint8 if planar.bit_depth == 8 else np.uint16
         rows = np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)
         rows[:] = noise.integers(0, 1 << planar.bit_depth, rows.shape, kind)
-    back = VideoReformatter().reformat(VideoReformatter().reformat(frame, format=packed), format=planar.name)
+    back = VideoReformatter().reformat(frame, format=packed, threads=1).reformat(format=planar.name, threads=1)
     for ours, theirs in zip(frame.planes, back.planes, strict=True):
         assert torch.equal(from_dlpack(ours), from_dlpack(theirs))

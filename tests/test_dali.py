@@ -346,7 +346,7 @@ def test_planes_are_the_decoders_own(modelled: Any) -> None:
 
 
 def chroma_of(picture: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", threads=1)
     return tuple(torch.utils.dlpack.from_dlpack(plane).clone()[None] for plane in frame.planes[1:])  # type: ignore[return-value]
 
 

@@ -12,8 +12,9 @@ from av.stream import Disposition
 
 from hat_video.errors import SourceError
 from hat_video.media.passthrough import StreamPlan, plan_streams
+from hat_video.media.probe import probe
 from tests.clips import make_clip
-from tests.test_mux import joined, promised
+from tests.test_mux import joined, promised, times_of
 
 CONTAINERS = {"mp4": ".mp4", "mov": ".mov", "matroska": ".mkv", "webm": ".webm"}
 
@@ -94,6 +95,54 @@ def test_pcm_without_named_speakers_is_copied(tmp_path: Path, container: str) ->
     assert verdict.is_ok, verdict.line
 
 
+def test_a_time_that_is_said_twice_reaches_a_container_that_takes_it_once(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mkv", bt709=True)
+    clip = tmp_path / "twice.mkv"
+    with av.open(str(whole)) as inp, av.open(str(clip), "w") as out:
+        streams = {s: out.add_stream_from_template(s) for s in inp.streams}
+        last = None
+        for packet in inp.demux():
+            if packet.pts is None:
+                continue
+            if packet.stream.type == "audio":
+                if packet.pts > 400 and last is not None:
+                    packet.pts = packet.dts = last
+                    last = None
+                else:
+                    last = packet.pts
+            packet.stream = streams[packet.stream]
+            out.mux_one(packet)
+    times = times_of(clip, "audio")
+    assert len(set(times)) < len(times)
+    for container in ("matroska", "mp4"):
+        output = joined(clip, container, tmp_path)
+        verdict = promised(clip, output, container, tmp_path)
+        assert verdict.is_ok, verdict.line
+        assert len(times_of(output, "audio")) == len(times)
+
+
+def test_a_stream_that_shows_up_on_the_way_disturbs_nothing(tmp_path: Path) -> None:
+    parts = [
+        make_clip(
+            tmp_path / f"{n}.ts",
+            pts=[200_000 * n + 3000 * k for k in range(30)],
+            time_base=Fraction(1, 90000),
+            audio=audio,
+            audio_offset=Fraction(20 * n, 9),
+        ).read_bytes()
+        for n, audio in enumerate([("aac",), ("aac", "aac"), ("aac",)])
+    ]
+    clip = tmp_path / "both.ts"
+    # FFmpeg looks for streams in the first five million bytes and the last few; a stuffing packet counts as any other.
+    clip.write_bytes(((b"\x47\x1f\xff\x10" + b"\xff" * 184) * 40_000).join(parts))
+    found = probe(clip)
+    assert len(found.streams) == 2
+    assert len(found.index.pts) == 90
+    output = joined(clip, "matroska", tmp_path)
+    verdict = promised(clip, output, "matroska", tmp_path)
+    assert verdict.is_ok, verdict.line
+
+
 def sound_of(path: Path) -> np.ndarray:
     with av.open(str(path)) as film:
         resampler = av.AudioResampler(format="s16", layout="stereo")
@@ -105,7 +154,9 @@ def with_cover(clip: Path, path: Path) -> Path:
     """A copy of `clip` that has a cover picture."""
     encoder = av.CodecContext.create("mjpeg", "w")
     encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 32, 32, "yuvj420p", Fraction(1, 25)
-    picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 90, np.uint8), format="rgb24").reformat(format="yuvj420p")
+    picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 90, np.uint8), format="rgb24").reformat(
+        format="yuvj420p", threads=1
+    )
     jpeg = bytes(encoder.encode(picture)[0])
     with av.open(str(clip)) as inp, av.open(str(path), "w") as out:
         pairs = {s.index: out.add_stream_from_template(s, opaque=True) for s in inp.streams if s.codec_context}

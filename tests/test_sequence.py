@@ -23,7 +23,9 @@ def write_pictures(folder: Path, suffix: str, pix_fmt: str, numbers: range, size
     folder.mkdir(exist_ok=True)
     codec = {".png": "png", ".tif": "tiff", ".dpx": "dpx", ".jpg": "mjpeg"}[suffix]
     for number in numbers:
-        frame = av.VideoFrame.from_ndarray(moving_picture(number, *size), format="rgb24").reformat(format=pix_fmt)
+        frame = av.VideoFrame.from_ndarray(moving_picture(number, *size), format="rgb24").reformat(
+            format=pix_fmt, threads=1
+        )
         encoder = av.CodecContext.create(codec, "w")
         encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = *size, pix_fmt, Fraction(1, 25)
         data = b"".join(bytes(packet) for packet in (*encoder.encode(frame), *encoder.encode(None)))
@@ -45,7 +47,7 @@ def test_every_picture_is_a_frame_at_its_exact_time(tmp_path: Path, suffix: str,
         assert {(frame.width, frame.height) for frame in frames} == {(128, 96)}
         assert [frame.pts * stream.time_base for frame in frames] == [Fraction(1001 * n, 24000) for n in range(12)]
     for n, frame in enumerate(frames):
-        small = frame.reformat(width=64, height=48, format="rgb24", interpolation="AREA").to_ndarray()
+        small = frame.reformat(width=64, height=48, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
         error = [np.abs(small.astype(int) - moving_picture(86400 + k, 64, 48)).mean() for k in range(12)]
         assert int(np.argmin(error)) == n, "the pictures are in order"
     assert not list(tmp_path.rglob("sequence-*"))

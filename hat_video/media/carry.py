@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -14,14 +15,15 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.bitstream import BitStreamFilterContext
-from av.container import InputContainer, OutputContainer
+from av.container import Container, InputContainer, OutputContainer
 from av.error import FFmpegError
+from av.format import Flags
 from av.packet import Packet
 from av.stream import Disposition, Stream
 from av.subtitles.stream import SubtitleStream
 
 from hat_video.errors import SourceError
-from hat_video.media.opening import open_file
+from hat_video.media.opening import demux, open_file
 from hat_video.media.span import Span
 
 __all__ = [
@@ -120,6 +122,10 @@ def add_audio(out: OutputContainer, s: AudioStream, encoder: str) -> AudioStream
     return a
 
 
+def _may_repeat_times(container: Container) -> bool:
+    return bool(container.format.flags & cast(int, Flags.ts_nonstrict.value))
+
+
 class Carrier(Protocol):
     """One stream on its way: a source packet in, packets for the output out."""
 
@@ -136,7 +142,11 @@ class Copy:
         # MP4 fills the gaps between texts with empty ones; its muxer makes them anew.
         self._has_gaps = s.type == "subtitle" and s.codec_context.name == "mov_text"
         self._out = out
+        # Damaged streams say a time twice, and so do milliseconds of short packets; some muxers refuse the second.
+        is_strict = out is not None and not _may_repeat_times(out.container)
+        self._rate = s.codec_context.sample_rate if is_strict and isinstance(s, AudioStream) else 0
         self._last: int | None = None
+        self._written: Fraction | None = None
         self.backward = 0
         """Packets left out because their dts went backwards, which no muxer takes."""
         self._filter: BitStreamFilterContext | None = None
@@ -164,6 +174,8 @@ class Copy:
             self.backward += 1
             return []
         self._last = dts
+        if self._rate:
+            self._written = self._later(packet)
         # filter() empties the packet that it is given.
         time_base = packet.time_base
         packets = self._filter.filter(packet) if self._filter else [packet]
@@ -172,6 +184,16 @@ class Copy:
             if self._out is not None:
                 p.stream = self._out
         return packets
+
+    def _later(self, packet: Packet[Stream]) -> Fraction:
+        """Its time, which is moved to the sample after the last packet's if it is not later than that."""
+        time = (packet.dts or 0) * packet.time_base
+        if self._written is None or time * self._rate >= self._written * self._rate + 1:
+            return time
+        packet.duration = round((packet.duration or 0) * packet.time_base * self._rate)
+        packet.time_base = Fraction(1, self._rate)
+        packet.pts = packet.dts = math.ceil(self._written * self._rate) + 1
+        return packet.dts * packet.time_base
 
     def flush(self) -> list[Packet[Stream]]:
         return []
@@ -253,7 +275,7 @@ def copied_packets(
 ) -> Iterator[tuple[int, Packet[Stream]]]:
     """(index, packet) of the copied streams as they must stand in the output; for `verify`. Ends quietly at damage."""
     rules = {i: Copy(source.streams[i], None) for i in indexes}
-    demuxer = source.demux(*(source.streams[i] for i in indexes)) if indexes else iter(())
+    demuxer = demux(source, *(source.streams[i] for i in indexes)) if indexes else iter(())
     while True:
         try:
             packet = next(demuxer, None)

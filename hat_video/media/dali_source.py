@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hat_video.media.gpu_source import GpuSource, picture_reasons
+from hat_video.media.opening import demux
 from hat_video.media.probe import Probe, open_container
 
 __all__ = ["DaliSource", "dali_reasons", "decoded_chroma", "install_reasons"]
@@ -89,7 +90,7 @@ def _packet_reasons(probe: Probe) -> list[str]:
         if best is None or best.index != probe.stream_index:
             return [f"its video stream {probe.stream_index} is not the one that DALI would take"]
         extradata = best.codec_context.extradata or b""
-        for packet in _packets(container.demux(best), found):
+        for packet in _packets(demux(container, best), found):
             if packet.is_keyframe:
                 here = _sequence_parameters(bytes(packet), probe.codec, extradata)
                 if settings and not here <= settings:

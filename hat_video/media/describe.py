@@ -24,6 +24,7 @@ from torch.utils.dlpack import from_dlpack
 from hat_video.errors import SourceError
 from hat_video.frames import ColorInfo, PixelFormat, Siting, VideoInfo
 from hat_video.media.hdr import dynamic_hdr_of, hdr_of, side_data_of
+from hat_video.media.opening import demux
 from hat_video.media.stereo import is_spherical, stereo_of
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def describe(
 
 
 def _decoded(container: InputContainer, stream: VideoStream, context: VideoCodecContext) -> Iterator[VideoFrame]:
-    packets = container.demux(stream)
+    packets = demux(container, stream)
     while True:
         try:
             packet = next(packets)
@@ -192,7 +193,7 @@ def has_idle_alpha(frame: VideoFrame, stream: VideoStream) -> bool:
 
 def is_see_through(frame: VideoFrame, reformatter: VideoReformatter) -> bool:
     """Whether any pixel is less than opaque."""
-    alpha = reformatter.reformat(frame, format="gbrap").planes[-1]
+    alpha = reformatter.reformat(frame, format="gbrap", threads=1).planes[-1]
     return bool((from_dlpack(alpha) < 255).any())
 
 

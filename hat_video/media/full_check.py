@@ -26,7 +26,7 @@ from torch.utils.dlpack import from_dlpack
 from hat_video.color import alpha_to_unit, to_rgb
 from hat_video.frames import VideoInfo
 from hat_video.media.encoder import EncoderSpec
-from hat_video.media.opening import open_file
+from hat_video.media.opening import demux, open_file
 from hat_video.media.picture_check import averaged, luma_of, slip
 from hat_video.media.probe import Probe
 from hat_video.media.source import open_source
@@ -220,7 +220,7 @@ def _planes_of(path: Path, stream_index: int, video: VideoInfo) -> Iterator[tupl
     with open_file(path) as film:
         stream = film.streams[stream_index]
         stream.thread_count = 2  # type: ignore[attr-defined]  # goes to the codec context
-        for packet in film.demux(stream):
+        for packet in demux(film, stream):
             try:
                 frames = packet.decode()
             except FFmpegError:

@@ -13,9 +13,13 @@ import av
 from hat_video.errors import OptionError, SourceError
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
+    from collections.abc import Iterator
 
-__all__ = ["Limits", "open_file", "safe_options"]
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.stream import Stream
+
+__all__ = ["Limits", "demux", "open_file", "safe_options"]
 
 # Playlists, scripts and manifests: what they name may lie on the network or anywhere on this machine. The last of them
 # read devices, or take the file's name for a pattern.
@@ -99,6 +103,21 @@ def open_file(path: Path, *, form: str | None = None, tag_errors: str = "replace
             f"{path}: is {kind} that only names other files; nothing but the file itself is ever opened: "
             "give the files, or pipe a stream in with `-`"
         ) from None
+
+
+def demux(container: InputContainer, *streams: Stream) -> Iterator[Packet[Stream]]:
+    """Packets of streams, of all of them if none is named, in the file's order; then an empty one for each stream.
+
+    A stream that shows up only on the way, as transport streams allow, is left out.
+
+    Raises:
+        FFmpegError: the file is damaged there; nothing more can be read from this iterator.
+    """
+    try:
+        yield from container.demux(*streams)
+    except IndexError:
+        # PyAV, which does not know such a stream, stumbles over its empty packet: the last of all.
+        return
 
 
 def safe_options() -> dict[str, str]:

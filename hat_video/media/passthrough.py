@@ -37,6 +37,7 @@ from hat_video.media.carry import (
     readable,
     sentence_of,
 )
+from hat_video.media.opening import demux
 from hat_video.media.span import Span
 
 __all__ = ["Passthrough", "StreamPlan", "plan_open_streams", "plan_streams"]
@@ -289,7 +290,7 @@ class Passthrough:
         for s in self._inp.streams:
             if s.index not in self._paths:
                 s.discard = Discard.all
-        demuxer = self._inp.demux(*(self._inp.streams[i] for i in sorted(self._paths)))
+        demuxer = demux(self._inp, *(self._inp.streams[i] for i in sorted(self._paths)))
         while True:
             try:
                 packet = next(demuxer, None)
@@ -316,7 +317,7 @@ class Passthrough:
 
 def _first_packet(source: Path, index: int) -> bytes:
     with open_input(source) as inp:
-        for packet in inp.demux(inp.streams[index]):
+        for packet in demux(inp, inp.streams[index]):
             if packet.size:
                 return bytes(packet)
     return b""

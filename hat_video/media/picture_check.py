@@ -17,7 +17,7 @@ from torch.utils.dlpack import from_dlpack
 
 from hat_video.frames import PixelFormat, VideoInfo
 from hat_video.media.describe import nearest_planar
-from hat_video.media.opening import open_file
+from hat_video.media.opening import demux, open_file
 from hat_video.media.probe import Probe
 from hat_video.media.source import open_source
 from hat_video.media.span import Span
@@ -240,7 +240,7 @@ class _OutputLuma:
         return None
 
     def _decode(self) -> Iterator[VideoFrame]:
-        for packet in self._container.demux(self._stream):
+        for packet in demux(self._container, self._stream):
             try:
                 frames = packet.decode()
             except FFmpegError:

@@ -33,7 +33,7 @@ from hat_video.media.describe import (
     planes_of,
     to_fraction,
 )
-from hat_video.media.opening import Limits, safe_options
+from hat_video.media.opening import Limits, demux, safe_options
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -172,7 +172,7 @@ class PipeSource:
         self.info: VideoInfo = info
 
     def _read(self) -> Iterator[VideoFrame | Packet[Stream]]:
-        packets = self.container.demux()
+        packets = demux(self.container)
         while True:
             try:
                 packet = next(packets, None)

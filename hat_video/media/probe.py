@@ -22,7 +22,7 @@ from av.stream import Disposition
 from hat_video.errors import SourceError
 from hat_video.frames import VideoInfo
 from hat_video.media.describe import describe, look, nearest_planar, to_fraction
-from hat_video.media.opening import Limits, open_file
+from hat_video.media.opening import Limits, demux, open_file
 from hat_video.paths import JsonPath
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ class _Tally:
                     self.keys.append(pts)
 
     def _packets(self, container: InputContainer) -> Iterator[Any]:
-        packets = container.demux()
+        packets = demux(container)
         while True:
             try:
                 packet = next(packets)
@@ -359,7 +359,7 @@ def _is_reordered(source: Path, stream_index: int) -> bool:
         stream: VideoStream = container.streams[stream_index]  # type: ignore[assignment]
         stream.codec_context.thread_count = 1
         times: list[int] = []
-        packets = container.demux(stream)
+        packets = demux(container, stream)
         while len(times) < _FRAMES_TO_ORDER:
             try:
                 packet = next(packets)

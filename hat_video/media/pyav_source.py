@@ -15,6 +15,7 @@ from hat_video.errors import SourceError
 from hat_video.frames import FrameBatch, VideoInfo
 from hat_video.media.deinterlace import deinterlaced
 from hat_video.media.describe import decoder_of, nearest_planar, planes_of
+from hat_video.media.opening import demux
 from hat_video.media.probe import Probe, open_container
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class PyavSource:
         """The same; raises `FFmpegError` at a damaged packet where several threads decode."""
         index = self._probe.index
         counted = (tick // self._halves for tick in index.pts[:: self._halves]) if index.is_counted else None
-        packets = self._container.demux(self._stream)
+        packets = demux(self._container, self._stream)
         is_open = True
         while is_open:
             try:

@@ -16,6 +16,7 @@ import av
 from av.stream import Disposition
 
 from hat_video.cli import main
+from hat_video.media.opening import demux, open_file
 from tests.conformance.table import ALL_KINDS
 
 __all__ = ["SEEDS", "Case", "make_seeds", "mutate", "run_case"]
@@ -182,9 +183,9 @@ def _count(path: Path) -> int:
     """Frames of the first video that is no cover, decoded by PyAV and nothing else."""
     count = 0
     try:
-        with av.open(str(path)) as container:
+        with open_file(path) as container:
             stream = next(s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
-            for packet in container.demux(stream):
+            for packet in demux(container, stream):
                 try:
                     count += len(packet.decode())
                 except av.FFmpegError:
