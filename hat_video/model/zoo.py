@@ -70,11 +70,11 @@ _SHIPPED = (
         "hat-nano",
         (2, 4),
         "clean pictures, quickly on a CPU; the default",
-        117_375,
+        324_600,
         "Apache-2.0",
         "included",
         {
-            2: "6ba4b345d52c23095a916e0efa0579e8859b9af126ef7a2c255b0f2fc9ec0f7e",
+            2: "c72a0f8ae64b39771a2aec9de6d02431148c5df25b1d11d7f51e9af7d6c034d3",
             4: "4d013c780ff2349bc1026e2dc6b4cc04ea60dd165ac6e4a380924a2bbbd6bc17",
         },
         is_included=True,
