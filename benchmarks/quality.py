@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.speed import processor_name  # noqa: E402
+from benchmarks.timing import machine, versions  # noqa: E402
 from hat_video.analysis.evaluation import evaluate  # noqa: E402
 from hat_video.model.zoo import list_models  # noqa: E402
 
@@ -50,8 +48,8 @@ def measure(stills: list[Path], clips: list[Path], frames: int) -> dict[str, Any
         scores[f"x{scale}"] = json.loads(found.to_json())
     return {
         "command": "python benchmarks/quality.py --stills ... --clips ...",
-        "machine": {"processor": processor_name()},
-        "versions": {"python": platform.python_version(), "torch": version("torch"), "av": version("av")},
+        "machine": machine(),
+        "versions": versions("torch", "av"),
         "scores": scores,
     }
 

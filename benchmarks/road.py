@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,18 +20,22 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import torch
 
-from hat_video import UpscaleOptions, Upscaler, load_model, open_source, upscale_file
-from hat_video.color import to_rgb
-from hat_video.inference.double_buffer import map_in_flight
-from hat_video.model.hat import HAT, HATConfig
-from hat_video.training.export import save_network
-from hat_video.training.networks import start_as_interpolation
-
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.timing import machine, versions  # noqa: E402
+from hat_video import UpscaleOptions, Upscaler, load_model, open_source, upscale_file  # noqa: E402
+from hat_video.color import to_rgb  # noqa: E402
+from hat_video.inference.double_buffer import map_in_flight  # noqa: E402
+from hat_video.model.hat import HAT, HATConfig  # noqa: E402
+from hat_video.training.export import save_network  # noqa: E402
+from hat_video.training.networks import start_as_interpolation  # noqa: E402
+
 CLIP = ROOT / "samples" / "bbb_320x180.mp4"
 RESULT = ROOT / "benchmarks" / "results" / "road.json"
 LARGE = HATConfig(embed_dim=144, depths=(6,), num_heads=(6,), upscale=2, compress_ratio=24, squeeze_factor=24)
@@ -58,7 +60,7 @@ def whole_road(options: UpscaleOptions) -> tuple[float, dict[str, float]]:
         return time.perf_counter() - began, report.seconds
 
 
-def compare(upscaler: Upscaler, options: UpscaleOptions, rounds: int) -> dict[str, object]:
+def compare(upscaler: Upscaler, options: UpscaleOptions, rounds: int) -> dict[str, Any]:
     """The network alone and the whole road, in turns."""
     measured = []
     for _ in range(rounds):
@@ -141,12 +143,8 @@ def main() -> None:
     print(f"peak memory in MiB {memory}")
     result = {
         "command": "python benchmarks/road.py",
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-            "system": platform.system(),
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "av": av.__version__},
+        "machine": machine(),
+        "versions": versions("torch", "openvino", "av"),
         "clip": CLIP.name,
         "frames_in_flight": arguments.jobs,
         "hat-nano x2": small,

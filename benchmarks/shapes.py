@@ -12,12 +12,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import platform
 import statistics
 import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +26,7 @@ from safetensors import safe_open
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.speed import processor_name  # noqa: E402
+from benchmarks.timing import in_turns, machine, versions  # noqa: E402
 from hat_video.model.checkpoint import METADATA_KEY  # noqa: E402
 from hat_video.training.networks import build_network  # noqa: E402
 from hat_video.training.recipe import NetworkShape  # noqa: E402
@@ -41,27 +37,16 @@ HEIGHT, WIDTH = 176, 320
 YARDSTICK = NetworkShape(kind="compact", embed_dim=64, depths=(16,))
 
 
-def compiled(shape: NetworkShape, scale: int) -> openvino.InferRequest:
-    """The network in OpenVINO, bf16, on one thread."""
+def compiled(
+    shape: NetworkShape, scale: int, size: tuple[int, int] = (HEIGHT, WIDTH), precision: str = "bf16"
+) -> openvino.InferRequest:
+    """The network in OpenVINO on one thread, for frames of (H, W)."""
     with torch.no_grad():
         network = build_network(shape, scale).eval()
-        frame = torch.rand(1, 3, HEIGHT, WIDTH)
-        model = openvino.convert_model(network, example_input=frame, input=[1, 3, HEIGHT, WIDTH])
-    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+        model = openvino.convert_model(network, example_input=torch.rand(1, 3, *size), input=[1, 3, *size])
+    hint = {"bf16": "bf16", "fp32": "f32"}[precision]
+    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
     return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-
-
-def in_turns(requests: dict[str, openvino.InferRequest], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, round by round."""
-    frame = np.random.default_rng(0).random((1, 3, HEIGHT, WIDTH), np.float32)
-    times: dict[str, list[float]] = {name: [] for name in requests}
-    for number in range(rounds + 1):
-        for name, request in requests.items():
-            began = time.perf_counter()
-            request.infer({0: frame})
-            if number:
-                times[name].append(time.perf_counter() - began)
-    return times
 
 
 def read_run(folder: Path) -> tuple[NetworkShape, dict[str, Any]]:
@@ -118,7 +103,11 @@ def main() -> None:
     runs = {path.parent.name: read_run(path.parent) for path in sorted(arguments.runs.glob("*/model.safetensors"))}
     requests = {"yardstick": compiled(YARDSTICK, 2)}
     requests |= {name: compiled(shape, 2) for name, (shape, _) in runs.items()}
-    times = in_turns(requests, arguments.rounds)
+    frame = np.random.default_rng(0).random((1, 3, HEIGHT, WIDTH), np.float32)
+    times = in_turns(
+        {name: lambda request=request: request.infer({0: frame}) for name, request in requests.items()},  # type: ignore[misc]
+        arguments.rounds,
+    )
     yardstick = times.pop("yardstick")
     pixels = HEIGHT * WIDTH
     rows = {}
@@ -137,8 +126,8 @@ def main() -> None:
         print(f"| {name} | {row['parameters']:,} | {speed} | {row['iterations']:,} | {scores} |")
     result = {
         "command": "python benchmarks/shapes.py RUNS",
-        "machine": {"processor": processor_name(), "cpus": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "openvino": version("openvino")},
+        "machine": machine(),
+        "versions": versions("torch", "openvino"),
         "threads": 1,
         "input": [HEIGHT, WIDTH],
         "yardstick": {"network": "Compact 16x64", "us_per_lr_pixel": statistics.median(yardstick) * 1e6 / pixels},

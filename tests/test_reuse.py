@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
+import weakref
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -174,21 +176,51 @@ def test_a_changed_part_gives_the_same_bits(name: str, config: HATConfig, size: 
     assert whole.same == parts.same == sum(all(map(torch.equal, a.planes, b.planes)) for a, b in pairwise(frames))
 
 
-def test_what_is_under_way_is_waited_for() -> None:
-    """Frames are made by several threads; the second needs the first, which is made last here."""
+@pytest.mark.parametrize("change", [(0, 0, 0, 0), (8, 8, 4, 4)])
+def test_no_thread_waits_for_the_frame_before(change: tuple[int, int, int, int]) -> None:
+    """The second frame needs the first, which is made after it here, by the same thread."""
+    small = info("yuv420p", 320, 240)
+    upscaler = Upscaler(model(replace(SMALL, attention_pool=8)), precision="fp32")
+    frames = FrameUpscaler(upscaler, small, replace(small, width=640, height=480), reuse="changed")
+    first, second = film(small, [change])
+    tasks = [frames.look(first), frames.look(second)]
+    assert tasks[1].takes == (-1,) if change == (0, 0, 0, 0) else tasks[1].parts
+    later = frames(tasks[1])
+    assert not later.made.done()
+    made = frames(tasks[0])
+    assert later.made.done()
+    frames.forget()
+    alone = frames(frames.look(second))
+    assert all(map(torch.equal, later.planes, alone.planes))
+    assert all(map(torch.equal, later.planes, made.planes)) == (change == (0, 0, 0, 0))
+
+
+def test_an_error_of_the_frame_before_is_told() -> None:
     small = info("yuv420p", 64, 48)
+    # The output's size is not what the network makes, and the format has no such planes.
     frames = FrameUpscaler(Upscaler(load_model("bicubic", scale=2)), small, replace(small, width=128, height=96))
     first, second = film(small, [(0, 0, 0, 0)])
     tasks = [frames.look(first), frames.look(second)]
-    assert tasks[1].takes == (-1,)
-    from concurrent.futures import ThreadPoolExecutor
+    later = frames(tasks[1])
+    broken = replace(tasks[0], batch=FrameBatch(first.planes[:1], first.pts))
+    with pytest.raises((IndexError, ValueError)):
+        frames(broken)
+    with pytest.raises((IndexError, ValueError)):
+        _ = later.planes
 
-    with ThreadPoolExecutor(2) as pool:
-        later = pool.submit(frames, tasks[1])
-        assert not later.done()
-        made = frames(tasks[0])
-        assert all(map(torch.equal, later.result().planes, made.planes))
-    assert frames.same == 1
+
+def test_frames_are_let_go() -> None:
+    """What is put together later must not tie frames into circles that only the collector of garbage finds."""
+    small = info("yuv420p", 64, 48)
+    frames = FrameUpscaler(Upscaler(load_model("bicubic", scale=2)), small, replace(small, width=128, height=96))
+    kept: list[weakref.ref[torch.Tensor]] = []
+    gc.disable()
+    try:
+        for batch in film(small, [(0, 0, 0, 0), (8, 8, 4, 4), (0, 0, 0, 0), (4, 4, 2, 2)]):
+            kept.append(weakref.ref(frames(frames.look(batch)).planes[0]))
+        assert sum(one() is not None for one in kept) <= 1
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("sizes", [(6,), (4, 2), (1, 5), (2, 2, 2)])
@@ -224,18 +256,39 @@ def test_an_error_reaches_those_who_wait_for_it() -> None:
     assert not bool(second.is_finite), "a copy of rubbish is rubbish"
 
 
+@pytest.mark.parametrize("name", ["yuv420p", "yuv444p", "yuv422p10le", "yuv410p", "gbrp", "gray"])
+def test_no_changed_pixel_is_overlooked(name: str) -> None:
+    """Against the plain rule: a cell has changed if any sample that colours one of its pixels has."""
+    facts = info(name, 100, 77)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        before = [torch.zeros(size, dtype=facts.pixel_format.dtype) for size in facts.pixel_format.plane_sizes(100, 77)]
+        after = [plane.clone() for plane in before]
+        expected = np.zeros((10, 13), bool)
+        for plane in after:
+            y, x = (int(torch.randint(length, (), generator=generator)) for length in plane.shape)
+            plane[y, x] = 1
+            down, across = -(-77 // plane.shape[0]), -(-100 // plane.shape[1])
+            reach = 0 if (down, across) == (1, 1) else 3
+            rows = {row // 8 for row in range(77) if abs(row // down - y) <= reach}
+            columns = {column // 8 for column in range(100) if abs(column // across - x) <= reach}
+            expected[np.ix_(sorted(rows), sorted(columns))] = True
+        assert np.array_equal(changed_cells(before, after, 8), expected)
+    assert changed_cells(before, after, 8, most=0).sum() <= expected.sum()
+
+
 def test_the_cells_that_a_chroma_sample_colours() -> None:
     facts = info("yuv420p", 64, 64)
     before = [torch.zeros(size, dtype=torch.uint8) for size in facts.pixel_format.plane_sizes(64, 64)]
     after = [plane.clone() for plane in before]
     after[1][8, 8] = 9  # pixels 16 and 17, and through the filter up to 10 and 23
-    assert changed_cells(before, after, 8).nonzero().tolist() == [[y, x] for y in (1, 2) for x in (1, 2)]
+    assert np.argwhere(changed_cells(before, after, 8)).tolist() == [[y, x] for y in (1, 2) for x in (1, 2)]
 
 
 def test_a_change_everywhere_is_a_whole_picture() -> None:
     reach = Reach(SMALL)
-    assert parts_to_compute(torch.ones(30, 40, dtype=torch.bool), 240, 320, reach) is None
-    assert parts_to_compute(torch.zeros(30, 40, dtype=torch.bool), 240, 320, reach) == []
+    assert parts_to_compute(np.ones((30, 40), bool), 240, 320, reach) is None
+    assert parts_to_compute(np.zeros((30, 40), bool), 240, 320, reach) == []
 
 
 def blinking(count: int) -> list[np.ndarray]:

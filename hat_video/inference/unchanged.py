@@ -6,56 +6,73 @@ depend on, and the others are what they were.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hat_video.inference.regions import Reach, Rectangle
 
-__all__ = ["OUTPUT_MARGIN", "changed_cells", "parts_to_compute"]
+__all__ = ["OUTPUT_MARGIN", "changed_cells", "most_pixels", "parts_to_compute"]
 
 OUTPUT_MARGIN = 4
 """Source pixels around a part that the output's chroma at its border is made of, and more than that."""
 
 # A chroma sample takes part in the colour of pixels up to so many samples away.
 _CHROMA_REACH = 3
-# With so much to compute, the whole picture is the simpler way and hardly the longer one.
-_WORTH_IT = 0.7
+_WORTH_IT = 0.5
 
 
-def changed_cells(before: Sequence[Tensor], after: Sequence[Tensor], cell: int) -> Tensor:
+def changed_cells(before: Sequence[Tensor], after: Sequence[Tensor], cell: int, most: float = math.inf) -> np.ndarray:
     """Where two pictures differ.
 
     Args:
         before: planes (h, w), the first as large as the picture; smaller ones are subsampled chroma.
         after: planes of the same shapes.
-        cell: side of the squares that the answer is about, in pixels of the picture.
+        cell: side of the squares that the answer is about, in pixels of the picture; a multiple of the subsampling.
+        most: with more cells than that, it looks no further: the answer may then lack some.
 
     Returns:
         (rows, columns) bool: whether a pixel of the cell has another colour; the last cells may be partial.
     """
     height, width = after[0].shape
-    rows, columns = -(-height // cell), -(-width // cell)
-    changed = torch.zeros(rows, columns, dtype=torch.bool)
+    changed = np.zeros((-(-height // cell), -(-width // cell)), bool)
     for old, new in zip(before, after, strict=True):
-        differs = old != new
-        if not bool(differs.any()):
-            continue
+        if changed.sum() > most:
+            break
+        differs = (old != new).cpu().numpy()
         down, across = -(-height // new.shape[0]), -(-width // new.shape[1])
         if (down, across) != (1, 1):
-            # (h, w) of chroma to the pixels that it colours.
-            reach = 2 * _CHROMA_REACH + 1
-            near = F.max_pool2d(differs[None, None].float(), reach, 1, _CHROMA_REACH)
-            differs = near[0, 0].repeat_interleave(down, 0).repeat_interleave(across, 1)[:height, :width] > 0
-        padded = F.pad(differs.float()[None, None], (0, columns * cell - width, 0, rows * cell - height))
-        changed |= F.max_pool2d(padded, cell)[0, 0].cpu() > 0
+            differs = _spread(_spread(differs, _CHROMA_REACH).T, _CHROMA_REACH).T
+        changed |= _in_cells(differs, cell // down, cell // across)
     return changed
 
 
-def parts_to_compute(cells: Tensor, height: int, width: int, reach: Reach) -> list[Rectangle] | None:
+def _spread(differs: np.ndarray, reach: int) -> np.ndarray:
+    """Set, too, whatever lies so many rows away."""
+    wide = differs.copy()
+    for shift in range(1, min(reach + 1, len(differs))):
+        wide[shift:] |= differs[:-shift]
+        wide[:-shift] |= differs[shift:]
+    return wide
+
+
+def _in_cells(differs: np.ndarray, down: int, across: int) -> np.ndarray:
+    """Whether anything is set in each cell."""
+    height, width = differs.shape
+    rows = np.logical_or.reduceat(differs, range(0, height, down), axis=0)
+    found: np.ndarray = np.logical_or.reduceat(rows, range(0, width, across), axis=1)
+    return found
+
+
+def most_pixels(height: int, width: int) -> float:
+    """With more of a picture than that to compute, the whole is the simpler way and hardly the longer one."""
+    return _WORTH_IT * height * width
+
+
+def parts_to_compute(cells: np.ndarray, height: int, width: int, reach: Reach) -> list[Rectangle] | None:
     """The parts of the output that a change concerns.
 
     Args:
@@ -68,12 +85,12 @@ def parts_to_compute(cells: Tensor, height: int, width: int, reach: Reach) -> li
         Rectangles in source pixels that do not go beyond the source, in all of which every output pixel that may have
         changed lies; none where nothing has. None where the whole picture may as well be computed.
     """
-    changed = _with_padding(cells.numpy(), height, width, reach)
+    changed = _with_padding(cells, height, width, reach)
     rows, columns = (_dependence(n, length, reach) for n, length in zip(changed.shape, (height, width), strict=True))
     affected = (rows.astype(np.int32) @ changed.astype(np.int32) @ columns.T.astype(np.int32)) > 0
     if not affected.any():
         return []
-    most = _WORTH_IT * height * width
+    most = most_pixels(height, width)
     if affected.sum() * reach.grid**2 > most:
         return None
     size = _padded_size(height, width, reach)
@@ -110,6 +127,7 @@ def _with_padding(changed: np.ndarray, height: int, width: int, reach: Reach) ->
     return changed
 
 
+@lru_cache(maxsize=64)
 def _dependence(count: int, length: int, reach: Reach) -> np.ndarray:
     """(count, count) bool along one axis: whether the output of a cell depends on another cell's pixels."""
     grid = reach.grid

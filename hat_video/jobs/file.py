@@ -471,9 +471,11 @@ class _Run:
                 f"--reuse changed: {model.name} pools over the whole picture, so any change reaches everything;"
                 " --attention-pool box:16 bounds that, and changes the pictures slightly"
             )
-        elif self.options.reuse == "changed" and records:
+        elif records:
             computed = sum(record.computed * len(record.pts) for record in records) / max(1, frames["out"])
-            self._notes.append(f"{100 * computed:.0f} % of the pixels went through the network")
+            # Frames that equal the one before have their own line.
+            if self.options.reuse == "changed" or computed < 0.995 - same / max(1, frames["out"]):
+                self._notes.append(f"{100 * computed:.0f} % of the pixels went through the network")
         redone = sum(record.redone for record in records)
         if redone:
             self._notes.append(f"{redone} batches gave non-finite values and were computed again one precision safer")

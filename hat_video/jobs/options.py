@@ -56,10 +56,10 @@ class UpscaleOptions:
         str | None, "global, or box:N tokens: what the channel attention averages over; default: the model's own"
     ] = None
     reuse: Annotated[
-        Literal["same", "changed"],
+        Literal["auto", "same", "changed"],
         "same: a frame equal to the one before is not computed; changed: nor are unchanged parts, where the model pools"
-        " over boxes; the result is the same, to the bit",
-    ] = "same"
+        " over boxes; auto: changed on a CPU; the result is the same, to the bit",
+    ] = "auto"
     decoder: Annotated[Literal["auto", "pyav", "dali", "nvdec"], "who decodes; by name: or refuse, with the reason"] = (
         "auto"
     )

@@ -15,13 +15,13 @@ from hat_video.color import alpha_from_unit, alpha_to_unit, from_rgb, to_rgb
 from hat_video.frames import FrameBatch, PixelFormat, VideoInfo
 from hat_video.inference.regions import Reach, Rectangle
 from hat_video.inference.tiling import pad_to_multiple
-from hat_video.inference.unchanged import OUTPUT_MARGIN, changed_cells, parts_to_compute
+from hat_video.inference.unchanged import OUTPUT_MARGIN, changed_cells, most_pixels, parts_to_compute
 from hat_video.inference.upscaler import Upscaler
 from hat_video.model.resample import resize
 
 __all__ = ["FrameUpscaler", "Reuse", "Task", "Upscaled", "upscale_planes"]
 
-Reuse = Literal["same", "changed"]
+Reuse = Literal["auto", "same", "changed"]
 
 Planes = tuple[Tensor, ...]
 
@@ -50,13 +50,27 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Upscaled:
-    """A batch that was made."""
+    """A batch whose own work is done. What it takes from the batch before may be under way yet."""
 
     source: FrameBatch
-    planes: Planes
-    """(N, h, w), where they were computed."""
-    is_finite: Tensor
-    """A bool () there: False where `FrameUpscaler.settled` must make them again."""
+    made: Future[tuple[Planes, Tensor]]
+
+    @classmethod
+    def of(cls, source: FrameBatch, planes: Planes, is_finite: Tensor) -> Upscaled:
+        """One that is there."""
+        made = Future[tuple[Planes, Tensor]]()
+        made.set_result((planes, is_finite))
+        return cls(source, made)
+
+    @property
+    def planes(self) -> Planes:
+        """(N, h, w), where they were computed; waits for the batches before, and raises their error."""
+        return self.made.result()[0]
+
+    @property
+    def is_finite(self) -> Tensor:
+        """A bool () there: False where `FrameUpscaler.settled` must make them again. Waits likewise."""
+        return self.made.result()[1]
 
     @property
     def pts(self) -> tuple[int, ...]:
@@ -76,15 +90,16 @@ class FrameUpscaler:
         upscaler: the network.
         small: the facts of the source.
         large: the facts of the output.
-        reuse: what is taken from the frame before.
+        reuse: what is taken from the frame before; `auto` is `changed` on a CPU. A GPU is best fed with whole frames.
     """
 
     def __init__(self, upscaler: Upscaler, small: VideoInfo, large: VideoInfo, *, reuse: Reuse = "same") -> None:
         self._upscaler, self._small, self._large = upscaler, small, large
         # A resample or an alpha would have to be followed on its way, too; and tiles are there to save memory.
         is_plain = (large.width, large.height) == (small.width * upscaler.scale, small.height * upscaler.scale)
+        is_plain &= reuse == "changed" or upscaler.device.type == "cpu"
         is_plain &= not large.pixel_format.has_alpha and upscaler.tile is None
-        self._reach: Reach | None = upscaler.reach if reuse == "changed" and is_plain else None
+        self._reach: Reach | None = upscaler.reach if reuse != "same" and is_plain else None
         self._lock = threading.Lock()
         self._before: Task | None = None
         self.same = 0
@@ -118,23 +133,43 @@ class FrameUpscaler:
 
     def _parts(self, before: FrameBatch, batch: FrameBatch, reach: Reach) -> tuple[Rectangle, ...] | None:
         old, new = (tuple(plane[-1] for plane in frames.planes) for frames in (before, batch))
-        parts = parts_to_compute(changed_cells(old, new, reach.grid), new[0].shape[0], new[0].shape[1], reach)
+        height, width = new[0].shape
+        # Where a camera moves, that is seen at the first plane.
+        cells = changed_cells(old, new, reach.grid, most_pixels(height, width) / reach.grid**2)
+        parts = parts_to_compute(cells, height, width, reach)
         return None if parts is None else tuple(parts)
 
     def __call__(self, task: Task) -> Upscaled:
-        """Makes the frames; waits for no device.
+        """Makes what is new in the frames; waits for no device and for no other frame.
 
         Raises:
             OutOfMemoryError, WorkError: see `Upscaler`.
         """
+        made = Future[tuple[Planes, Tensor]]()
+        # The task itself holds the frame before, which will hold what is called there: a circle of large frames.
+        takes, parts, last = task.takes, task.parts, task.last
         try:
-            made = self._made(task)
-            last = (tuple(plane[-1:] for plane in made.planes), made.is_finite)
+            fresh = self._fresh(task)
         except BaseException as error:
-            task.last.set_exception(error)
+            last.set_exception(error)
             raise
-        task.last.set_result(last)
-        return made
+
+        def put_together(before: Future[tuple[Planes, Tensor]] | None) -> None:
+            try:
+                planes, is_finite = self._put_together(takes, parts, fresh, None if before is None else before.result())
+            except BaseException as error:  # noqa: BLE001 - whoever takes the frames is told
+                last.set_exception(error)
+                made.set_exception(error)
+            else:
+                last.set_result((tuple(plane[-1:] for plane in planes), is_finite))
+                made.set_result((planes, is_finite))
+
+        if task.before is None:
+            put_together(None)
+        else:
+            # A thread that waited here would be one that computes no other frame.
+            task.before.add_done_callback(put_together)
+        return Upscaled(task.batch, made)
 
     def settled(self, made: Upscaled) -> FrameBatch:
         """The frames; computed again, and then safely, where the network gave something that is no picture."""
@@ -143,24 +178,33 @@ class FrameUpscaler:
             planes = upscale_planes(made.source.planes, self._small, self._large, self._upscaler)
         return FrameBatch(planes, made.pts)
 
-    def _made(self, task: Task) -> Upscaled:
-        fresh = sorted({number for number in task.takes if number >= 0})
+    def _fresh(self, task: Task) -> list[tuple[Planes, Tensor]]:
+        """What the network makes for a batch: its new frames, or each of its parts; and whether that is finite."""
         with self._lock:
             self.same += sum(taken != number for number, taken in enumerate(task.takes))
             self.pixels += len(task.batch) * self._small.width * self._small.height
-        if task.parts is not None and task.before is not None:
-            return Upscaled(task.batch, *self._patched(task.batch, task.parts, task.before))
-        sources: list[tuple[Planes, Tensor]] = []
-        if fresh:
-            sources.append(self._computed(tuple(plane[fresh] for plane in task.batch.planes)))
-        if task.before is not None:
-            sources.append(task.before.result())
+        if task.parts is not None:
+            return [self._part(task.batch.planes, part) for part in task.parts]
+        fresh = sorted({number for number in task.takes if number >= 0})
+        return [self._computed(tuple(plane[fresh] for plane in task.batch.planes))] if fresh else []
+
+    def _put_together(
+        self,
+        takes: tuple[int, ...],
+        parts: tuple[Rectangle, ...] | None,
+        fresh: list[tuple[Planes, Tensor]],
+        before: tuple[Planes, Tensor] | None,
+    ) -> tuple[Planes, Tensor]:
+        if parts is not None and before is not None:
+            return self._patched(parts, fresh, before)
+        sources = fresh if before is None else [*fresh, before]
         planes, finite = sources[0]
-        if task.takes != tuple(fresh):
-            where = [fresh.index(taken) if taken >= 0 else len(fresh) for taken in task.takes]
+        numbers = sorted({number for number in takes if number >= 0})
+        if takes != tuple(numbers):
+            where = [numbers.index(taken) if taken >= 0 else len(numbers) for taken in takes]
             planes = tuple(torch.cat(same)[where] for same in zip(*(planes for planes, _ in sources), strict=True))
             finite = torch.stack([finite for _, finite in sources]).all()
-        return Upscaled(task.batch, planes, finite)
+        return planes, finite
 
     def _computed(self, planes: Planes) -> tuple[Planes, Tensor]:
         finite: list[Tensor] = []
@@ -176,18 +220,16 @@ class FrameUpscaler:
         return made, torch.stack(finite).all()
 
     def _patched(
-        self, batch: FrameBatch, parts: Sequence[Rectangle], before: Future[tuple[Planes, Tensor]]
+        self, parts: Sequence[Rectangle], made: list[tuple[Planes, Tensor]], before: tuple[Planes, Tensor]
     ) -> tuple[Planes, Tensor]:
         """The frame before, with its changed parts made anew."""
-        # What takes long comes first: the frame before may be under way yet.
-        made = [(part, *self._part(batch.planes, part)) for part in parts]
-        base, is_finite = before.result()
+        base, is_finite = before
         planes = tuple(plane.clone() for plane in base)
-        for part, values, _ in made:
+        for part, (values, _) in zip(parts, made, strict=True):
             larger = part.times(self._upscaler.scale)
             for plane, value, place in zip(planes, values, _places(larger, self._large.pixel_format), strict=True):
                 plane[place] = value
-        return planes, torch.stack([is_finite, *(finite for _, _, finite in made)]).all()
+        return planes, torch.stack([is_finite, *(finite for _, finite in made)]).all()
 
     def _part(self, planes: Planes, part: Rectangle) -> tuple[Planes, Tensor]:
         """The output planes of a part, and whether it is finite."""

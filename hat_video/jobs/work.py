@@ -325,7 +325,7 @@ def _off_device(upscaled: Upscaled) -> Upscaled:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
-    return Upscaled(upscaled.source, tuple(map(moved, upscaled.planes)), moved(upscaled.is_finite))
+    return Upscaled.of(upscaled.source, tuple(map(moved, upscaled.planes)), moved(upscaled.is_finite))
 
 
 def _timed(items: Iterable[FrameBatch], timeline: Timeline, name: str) -> Iterator[FrameBatch]:

@@ -26,12 +26,12 @@ def main() -> int:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     names = tuple(chosen.seeds.split(","))
-    ends = time.monotonic() + 60 * chosen.minutes
     numbers = itertools.islice(itertools.count(chosen.first), chosen.cases)
     cases = findings = 0
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
         seeds = make_seeds(Path(folder) / "seeds", names)
+        ends = time.monotonic() + 60 * chosen.minutes
         for number, (name, original) in ((n, seed) for n in numbers for seed in seeds.items()):
             if time.monotonic() > ends:
                 break
