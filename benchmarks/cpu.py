@@ -190,9 +190,10 @@ def in_flight(rounds: int) -> dict[str, Any]:
 
 
 def outside(rounds: int) -> dict[str, Any]:
-    """The share of the whole road's time that is not the network's, through torch in fp32 and by default."""
+    """The share of the whole road's time that is not the network's: through torch, and by default."""
     found = {}
-    for name, backend, precision in (("before", "torch", "fp32"), ("after", "auto", "auto")):
+    settings = (("torch, fp32", "torch", "fp32"), ("before", "torch", "bf16"), ("after", "auto", "auto"))
+    for name, backend, precision in settings:
         upscaler = Upscaler(load_model("hat-nano", scale=2), backend=backend, precision=precision, in_flight=2)  # type: ignore[arg-type]
         options = UpscaleOptions(jobs=2, backend=backend, precision=precision)  # type: ignore[arg-type]
         found[name] = compare_road(upscaler, options, rounds)
