@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, get_args, get_type_hints
+from typing import Annotated, Any, BinaryIO, Literal
 
 import typer
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
+from hat_video.cli.declare import declare
 from hat_video.cli.say import FAILED, Meter, Say, interruptible, tell_report, tell_table
 from hat_video.errors import CancelledError, HatVideoError, OptionError, OutputError, SourceError, UsageError
 from hat_video.jobs.choices import load_chosen_model, make_upscaler, output_label
@@ -206,45 +206,6 @@ def _stills(
     return FAILED if failed else 0
 
 
-def _declare(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives the command one option for each field of `UpscaleOptions`, with its type, default and help.
-
-    `preview` has its own words for the range.
-    """
-    hints = get_type_hints(UpscaleOptions, include_extras=True)
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "choices"]
-    declared = []
-    is_ranged = any(p.name == "at" for p in own)
-    for option in fields(UpscaleOptions):
-        if is_ranged and option.name in ("start", "duration"):
-            continue
-        kind, text = get_args(hints[option.name])
-        default = option.default
-        flag = f"--{option.name.replace('_', '-')}"
-        if kind == tuple[str, ...]:
-            kind, default = list[str], []
-        declared.append(
-            inspect.Parameter(
-                option.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None if isinstance(default, tuple) else default,
-                annotation=Annotated[kind | None if kind == list[str] else kind, typer.Option(flag, help=text)],
-            )
-        )
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    parameters[2:2] = declared
-
-    def run(**values: Any) -> None:
-        mine = {p.name: values.pop(p.name) for p in own}
-        command(**mine, choices=values)
-
-    run.__name__ = command.__name__
-    run.__doc__ = command.__doc__
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    return run
-
-
 def _use_config(context: typer.Context, name: str | None) -> str | None:
     """Lets a config file stand in for the defaults, so that what is typed wins over it."""
     if name is not None:
@@ -252,7 +213,7 @@ def _use_config(context: typer.Context, name: str | None) -> str | None:
     return name
 
 
-@_declare
+@declare(UpscaleOptions)
 def upscale_command(
     inputs: Annotated[list[Path], typer.Argument(help="files, and directories to search through", metavar="INPUT...")],
     output: Annotated[
@@ -288,7 +249,6 @@ def upscale_command(
     shown = ("bar" if sys.stderr.isatty() and not quiet else "none") if progress == "auto" else progress
     say = Say(shown, quiet, verbose)
     with interruptible() as cancel:
-        choices["encoder_option"] = tuple(choices["encoder_option"] or ())
         if _is_pipe(output) or any(_is_pipe(path) for path in inputs):
             if len(inputs) > 1:
                 raise UsageError("-: a pipe goes alone; give one input")
@@ -303,7 +263,7 @@ def upscale_command(
         raise typer.Exit(_upscale(inputs, output, report, say, UpscaleOptions(**choices), cancel))
 
 
-@_declare
+@declare(UpscaleOptions, without=("start", "duration"))
 def preview_command(
     clip: Annotated[Path, typer.Argument(help="a video", metavar="CLIP")],
     output: Annotated[
@@ -329,7 +289,6 @@ def preview_command(
     say = Say("bar" if sys.stderr.isatty() and not quiet else "none", quiet, is_verbose=False)
     meter = Meter(say)
     with interruptible() as cancel:
-        choices["encoder_option"] = tuple(choices["encoder_option"] or ())
         try:
             made = preview_file(
                 clip, output, UpscaleOptions(**choices), at=at, seconds=seconds, on_progress=meter, cancel=cancel

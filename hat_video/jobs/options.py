@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +18,7 @@ from hat_video.media.opening import Limits
 from hat_video.media.sequence import parse_rate
 from hat_video.presets import read_preset
 
-__all__ = ["UpscaleOptions", "load_config", "parse_time"]
+__all__ = ["UpscaleOptions", "encoder_options_of", "load_config", "parse_time", "refuse_idle"]
 
 _TIME = re.compile(r"(?:(?:([0-9]{1,3}):)?([0-9]{1,3}):)?([0-9]{1,9}(?:\.[0-9]{1,12})?)")
 
@@ -117,9 +117,7 @@ class UpscaleOptions:
             raise OptionError("--compile: compiles for torch; leave it out, or --backend openvino")
         self.limits()
         self.attention_box()
-        for item in self.encoder_option:
-            if "=" not in item or item.startswith("="):
-                raise OptionError(f"--encoder-option {item!r}: must be KEY=VALUE, for instance tune=film")
+        self.encoder_options()
 
     def attention_box(self) -> int | None:
         """`attention_pool` as `HATConfig` has it; None for the model's own.
@@ -143,7 +141,19 @@ class UpscaleOptions:
 
     def encoder_options(self) -> dict[str, str]:
         """`encoder_option` as a mapping."""
-        return dict(item.split("=", 1) for item in self.encoder_option)
+        return encoder_options_of(self.encoder_option)
+
+
+def encoder_options_of(items: Sequence[str]) -> dict[str, str]:
+    """`KEY=VALUE` words as a mapping.
+
+    Raises:
+        OptionError: a word is no such thing.
+    """
+    for item in items:
+        if "=" not in item or item.startswith("="):
+            raise OptionError(f"--encoder-option {item!r}: must be KEY=VALUE, for instance tune=film")
+    return dict(item.split("=", 1) for item in items)
 
 
 def refuse_idle(options: UpscaleOptions, names: Iterable[str], why: str) -> None:
