@@ -7,11 +7,12 @@ READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quality test check gpu-acceptance format clean
+.PHONY: help demo quality test test-live check gpu-acceptance format clean
 
 help:
 	@echo "make demo    upscale the sample clip; prints where the video and the before/after picture are"
 	@echo "make test    run the tests"
+	@echo "make test-live   run the camera's tests with a real screen, browser and servers (Debian; needs root to install them)"
 	@echo "make check   ruff format --check, ruff check, mypy --strict"
 	@echo "make gpu-acceptance   prove everything that needs an NVIDIA GPU, and measure it (GPU_PYTHON: whose torch sees it)"
 	@echo "make format  let ruff rewrite the code"
@@ -35,6 +36,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# What a camera's tests need of the system: a screen, a browser, and an FFmpeg with SRT.
+test-live: $(READY)
+	@for tool in Xvfb chromium ffmpeg; do command -v $$tool > /dev/null || missing=1; done; test -z "$$missing" || { \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq xvfb chromium ffmpeg; }
+	$(BIN)/python -m pytest -m live $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -26,7 +26,19 @@ MAY_USE = {
     "live": {"media", "color", "frames", "errors"},
     "analysis": {"jobs", "inference", "media", "model", "color", "frames", "errors"},
     "training": {"analysis", "inference", "model", "color", "frames", "presets", "errors"},
-    "cli": {"training", "analysis", "jobs", "inference", "media", "model", "color", "frames", "presets", "errors"},
+    "cli": {
+        "live",
+        "training",
+        "analysis",
+        "jobs",
+        "inference",
+        "media",
+        "model",
+        "color",
+        "frames",
+        "presets",
+        "errors",
+    },
 }
 
 
@@ -74,7 +86,7 @@ def test_import_needs_no_optional_package() -> None:
     code = (
         "import sys; import hat_video, hat_video.cli;"
         "unwanted = ('nvidia.dali', 'openvino', 'ray', 'ffmpeg', 'PIL', 'spandrel', 'torchvision',"
-        "            'matplotlib', 'resvg_py', 'pyvips');"
+        "            'matplotlib', 'resvg_py', 'pyvips', 'fastapi', 'uvicorn', 'websockets', 'prometheus_client');"
         "bad = [name for name in unwanted if name in sys.modules];"
         "sys.exit(str(bad) if bad else 0)"
     )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
+from hat_video.cli.camera import camera_command, devices_command
 from hat_video.cli.inspection import clean_command, doctor_command, models_command, probe_command, verify_command
 from hat_video.cli.models import evaluate_command, export_command, train_command, train_data_command
 from hat_video.cli.say import FAILED, INTERRUPTED, USAGE
@@ -28,7 +29,8 @@ app = typer.Typer(
     help="Video super-resolution with HAT: exact, unkillable, and honest about its speed.",
 )
 for _command in (
-    *(upscale_command, preview_command, verify_command, probe_command, models_command, doctor_command, clean_command),
+    *(upscale_command, preview_command, camera_command, devices_command),
+    *(verify_command, probe_command, models_command, doctor_command, clean_command),
     *(train_data_command, train_command, evaluate_command, export_command),
 ):
     app.command(name=_command.__name__.removesuffix("_command").replace("_", "-"))(_command)

@@ -21,7 +21,7 @@ import torch
 from hat_video.errors import DeviceLostError
 from hat_video.inference.timeline import Timeline
 
-__all__ = ["Lane", "Prefetch", "StreamLane", "ThreadLane", "Ticket", "map_in_flight", "run_through"]
+__all__ = ["Given", "Lane", "Prefetch", "StreamLane", "ThreadLane", "Ticket", "map_in_flight", "run_through"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -116,7 +116,7 @@ class Lane(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Given(Generic[R]):
+class Given(Generic[R]):
     """A ticket for what is there already."""
 
     value: R
@@ -265,7 +265,7 @@ def run_through(
     pending: deque[tuple[int | None, Ticket[Any]]] = deque()
     try:
         for item in items:
-            ticket: Ticket[Any] = _Given(item)
+            ticket: Ticket[Any] = Given(item)
             for lane, function in stages:
                 ticket = lane.submit(function, ticket)
             pending.append((_first_pts(item), ticket))
