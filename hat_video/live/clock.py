@@ -102,6 +102,15 @@ class SourceClock:
         seconds, ticks = self._anchor
         return ticks + round((pts * time_base - seconds) / LIVE_TIME_BASE)
 
+    @property
+    def latest(self) -> int:
+        """Ticks of the last picture; -1 before the first."""
+        return self._video
+
+    def ahead(self, ticks: int, now: float) -> float:
+        """Seconds from `now`, a `time.monotonic()`, until it is `ticks`; below 0: so long ago."""
+        return ticks * float(LIVE_TIME_BASE) - (now - (now if self._origin is None else self._origin))
+
     def _passed(self, arrived: float) -> int:
         """Ticks since the run's first picture, by the clock of this machine."""
         if self._origin is None:
