@@ -118,7 +118,7 @@ class Connection:
     def why(self, error: Exception) -> str:
         """The error in one line; for a child process by what the child has said."""
         said = "" if self._child is None else self._child.last_words
-        return masked(said) if said else why(error, self.source)
+        return masked(said).removeprefix(f"{self.source.name}: ") if said else why(error, self.source)
 
     def close(self) -> None:
         """Lets go of everything; a second time does nothing."""
@@ -130,11 +130,10 @@ class Connection:
             options = safe_options() | source.options
             return av.open(_Pipe(sys.stdin.fileno(), is_due), "r", format=source.format, options=options)
         if source.via_ffmpeg:
-            command = pull_command(source.url, find_ffmpeg("srt"), source.format)
+            command = pull_command(source.url, find_ffmpeg("srt"))
             self._child = opened.enter_context(FfmpegChild(command))
             pipe = _Pipe(self._child.stdout.fileno(), is_due)
-            options = {"fflags": "nobuffer", "probesize": "32768", "analyzeduration": "0"}
-            return av.open(pipe, "r", format="nut", options=options)
+            return av.open(pipe, "r", format=source.format, options=safe_options() | source.options)
         return av.open(source.url, "r", format=source.format, options=dict(source.options), timeout=(timeout, timeout))
 
 

@@ -127,19 +127,15 @@ def _protocols(program: str) -> frozenset[str]:
     return frozenset(said.stdout.split())
 
 
-def pull_command(url: str, program: str, form: str | None = None) -> list[str]:
-    """Command that takes a stream from `url` and gives its packets as NUT on standard output."""
+def pull_command(url: str, program: str) -> list[str]:
+    """Command that takes bytes from `url` and gives them as they are on standard output.
+
+    The child looks at nothing: finding the streams is left to who reads, and is done once. Measured with FFmpeg 5.1, as
+    `-c copy -f nut` it was 3 s later with the first picture, and 0.2 s later with all.
+    """
     ffmpeg = _ffmpeg_python()
-    options: dict[str, Any] = {"fflags": "nobuffer", "probesize": 500_000, "analyzeduration": 500_000}
-    if form is not None:
-        options["format"] = form
-    stream = ffmpeg.input(url, **options)
-    # Subtitles and data have no place in a live picture; NUT has none for some of them.
-    streams = [stream["v:0"], stream["a:0?"]]
-    target = ffmpeg.output(
-        *streams, "pipe:1", format="nut", codec="copy", flush_packets=1, max_interleave_delta=100_000
-    )
-    return _quiet(target.compile(cmd=program))
+    source = ffmpeg.input(url, format="data", probesize=32, analyzeduration=0)
+    return _quiet(source.output("pipe:1", format="data", codec="copy", map=0, flush_packets=1).compile(cmd=program))
 
 
 def push_command(url: str, program: str) -> list[str]:
