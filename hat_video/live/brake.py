@@ -39,10 +39,10 @@ class Brake:
     """While it is held, calls of FFmpeg in this thread return with an error as soon as `is_due` says True.
 
     FFmpeg asks about ten times a second, wherever it waits for a network, whether it should give up. PyAV's answer
-    knows fixed time-outs only, counted anew for each half of an open and for each packet; no other thread can end a wait.
-    It takes its time from the `time` that its module has: that is where this looks in. Without such a name (another
-    PyAV) nothing is changed, and the time-outs given to `av.open` are all there is; `av.open` must be given some, since
-    PyAV answers nothing at all without them.
+    knows fixed time-outs only, counted anew for each half of an open and for each packet; no other thread can end a
+    wait. It takes its time from the `time` that its module has: that is where this looks in. Without such a name
+    (another PyAV) nothing is changed, and the time-outs given to `av.open` are all there is; `av.open` must be given
+    some, since PyAV answers nothing at all without them.
 
     A driver that does not return, and the resolver of host names, ask nobody; those cannot be ended.
 

@@ -11,7 +11,7 @@ from av.codec.context import CodecContext
 from torch import Tensor
 
 from hat_video.errors import OptionError
-from hat_video.frames import PixelFormat, VideoInfo
+from hat_video.frames import VideoInfo
 from hat_video.live.clock import LIVE_TIME_BASE
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class AudioHead:
     def open_decoder(self) -> AudioCodecContext:
         """A decoder of its own for the packets that come."""
         context: AudioCodecContext = CodecContext.create(self.codec, "r")  # type: ignore[assignment]
-        context.sample_rate, context.layout = self.sample_rate, self.layout  # type: ignore[assignment]
+        context.sample_rate, context.layout = self.sample_rate, self.layout
         if self.extradata is not None:
             context.extradata = self.extradata
         context.time_base = LIVE_TIME_BASE

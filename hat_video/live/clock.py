@@ -19,13 +19,13 @@ _SOUND_SECONDS = 3.0
 class SourceClock:
     """Maps a source's (pts, time base) to live ticks; tick 0 is the first picture of the run.
 
-    A connection is anchored at its first picture: that picture's time is when it arrived, and from there on the source's
-    own clock counts, so that neither a network nor a decoder that hesitates shows in the timestamps. Sound uses the
-    anchor of the pictures: what was together in the source stays together.
+    A connection is anchored at its first picture: that picture's time is when it arrived, and from there on the
+    source's own clock counts, so that neither a network nor a decoder that hesitates shows in the timestamps. Sound
+    uses the anchor of the pictures: what was together in the source stays together.
 
-    A new connection begins with `reconnected`. Within one, pts that jump by more than a second against the time that has
-    passed are anchored anew; so are pictures that come more than a second late for two seconds on end, as from a camera
-    that has rested without counting. What is given out rises strictly, for pictures and for sound each.
+    A new connection begins with `reconnected`. Within one, pts that jump by more than a second against the time that
+    has passed are anchored anew; so are pictures that come more than a second late for two seconds on end, as from a
+    camera that has rested without counting. What is given out rises strictly, for pictures and for sound each.
 
     One thread may use it.
     """

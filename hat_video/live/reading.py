@@ -1,4 +1,4 @@
-"""What becomes of one connection's packets: pictures with their times, sound with its own, and a copy for the record."""
+"""What becomes of one connection's packets: pictures and sound with their times, and a copy for the record."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ class Reading:
             run.on_event(CaptureEvent("up", "pictures come again"))
 
     def _is_as_agreed(self, frame: VideoFrame, info: VideoInfo) -> bool:
-        """Whether a picture is of the size and format that the run began with; if it stays another, the run has failed."""
+        """Whether a picture is of the size and format that the run began with; if not for long, the run has failed."""
         run = self._run
         is_size = (frame.width, frame.height) == (info.width, info.height)
         if is_size and nearest_planar(frame.format.name).opaque == info.pixel_format:

@@ -92,8 +92,8 @@ class SourceRecorder:
             return
         if video.codec_context.name in _RAW:
             raise OptionError(
-                f"--record-source {self.path}: the source gives raw pictures ({video.codec_context.name}), which are not "
-                "recorded; record the result (-o), or choose --input-format mjpeg or h264"
+                f"--record-source {self.path}: the source gives raw pictures ({video.codec_context.name}), which are"
+                " not recorded; record the result (-o), or choose --input-format mjpeg or h264"
             )
         self._head = head
         # Templates of its own: the camera's streams go with their connection.
@@ -102,17 +102,15 @@ class SourceRecorder:
         for stream in (video, audio):
             if stream is None:
                 continue
-            problem = self._refuses([*self._templates, stream])
+            problem, name = self._refuses([*self._templates, stream]), stream.codec_context.name
             if problem is None:
                 self._templates.append(self._hub.add_stream_from_template(stream, opaque=True))
             elif stream is video:
                 raise OptionError(
-                    f"--record-source {self.path}: {self._format} does not hold this {head[0]} ({problem}); try .mkv or .ts"
+                    f"--record-source {self.path}: {self._format} does not hold this {name} ({problem}); try .mkv"
                 )
             else:
-                self._on_trouble(
-                    f"its sound ({stream.codec_context.name}) is not recorded: {self._format} does not hold it"
-                )
+                self._on_trouble(f"its sound ({name}) is not recorded: {self._format} does not hold it ({problem})")
         self._thread = threading.Thread(target=self._write, name="source-recorder", daemon=True)
         self._thread.start()
 

@@ -2,8 +2,8 @@
 
 `with Camera("udp") as camera:` starts one; `camera.url` is what to open. By hand: `python -m tests.live.cameras udp 5000`.
 
-The picture has the wall clock in it, in milliseconds since 1970, as 44 black and white cells (`read_clock` reads them):
-what a picture says, subtracted from the time at which it is seen, is how late it is. Once a second, for a tenth of a
+The picture has the wall clock in it, in milliseconds since 1970, as 44 black and white cells (`read_clock` reads
+them): what a picture says, subtracted from the time at which it is seen, is how late it is. Once a second, for a tenth of a
 second, a square flashes at the lower right and the sound beeps: the two belong together.
 """
 
@@ -84,7 +84,8 @@ class Camera:
     """A camera in a process of its own. A context manager; it is killed at the end.
 
     Args:
-        kind: one of KINDS. `rtmp` comes to us (`camera.url` listens), the others are called; `srt` needs Debian's ffmpeg.
+        kind: one of KINDS. `rtmp` comes to us (`camera.url` listens), the others are called; `srt` needs Debian's
+            ffmpeg.
         words: further ones of this file's command line (`--gop 15`, `--jump 100@3`, `--password secret`).
     """
 
@@ -215,6 +216,11 @@ class _Pictures:
             )
 
 
+def _ready() -> None:
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+
+
 def _video_frame(picture: np.ndarray, seconds: float, pixel_format: str = "yuv420p") -> av.VideoFrame:
     frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=pixel_format, threads=1)
     frame.pts, frame.time_base = round(seconds / _TIMES), _TIMES
@@ -318,7 +324,7 @@ def _serve_rtsp(port: int, pictures: _Pictures, asked: argparse.Namespace) -> No
     context: Any = av.CodecContext.create("libx264", "w")
     _set_up(context, asked)
     context.options = context.options | {"x264-params": "repeat-headers=1:annexb=1"}
-    print("ready", flush=True)
+    _ready()
     last = 0.0
     for seconds, picture in pictures:
         for packet in context.encode(_video_frame(picture, seconds)):
@@ -360,7 +366,7 @@ def _serve_srt(port: int, pictures: _Pictures, asked: argparse.Namespace) -> Non
 def _say_when_bound(port: int) -> None:
     while f":{port:04X} " not in Path("/proc/net/udp").read_text(encoding="ascii"):
         time.sleep(0.05)
-    print("ready", flush=True)
+    _ready()
 
 
 class _Unclosed:
@@ -392,7 +398,7 @@ def main() -> None:
     elif asked.kind == "srt":
         _serve_srt(asked.port, pictures, asked)
     elif asked.kind in ("udp", "rtmp"):
-        print("ready", flush=True)
+        _ready()
         if asked.kind == "udp":
             url, form, options = f"udp://127.0.0.1:{asked.port}?pkt_size=1316", "mpegts", {"flush_packets": "1"}
         else:
@@ -400,7 +406,7 @@ def main() -> None:
         _push(url, form, options, pictures, asked)
     else:
         with socket.create_server(("127.0.0.1", asked.port)) as server:
-            print("ready", flush=True)
+            _ready()
             (_serve if asked.kind == "tcp" else _serve_mjpeg)(server, pictures, asked)
 
 
