@@ -28,8 +28,9 @@ _GRAMMAR = (
 # What a stream from the network may make FFmpeg open: more of the network, and no file of this machine.
 _PROTOCOLS = "crypto,data,http,https,httpproxy,rtmp,rtmps,rtmpt,rtmpts,rtp,rtsp,srtp,tcp,tls,udp"
 # Little is looked at to find the streams, and what was looked at is kept (no `nobuffer`): the first key frame is mostly
-# among it, and a capture that never waits has caught up at once. Over TCP, with a key frame every 4 s, the first picture
-# came after 0.8 s instead of 4.1, with no more delay afterwards. No rate is worth waiting for either (`fpsprobesize`).
+# among it, and a capture that never waits has caught up at once. Over TCP, with a key frame every 4 s, the first
+# picture came after 0.8 s instead of 4.1, with no more delay afterwards. Nor is any rate worth waiting for
+# (`fpsprobesize`).
 _PROMPT = {"flags": "low_delay", "fpsprobesize": "0", "probesize": "32768", "analyzeduration": "100000"}
 # A transport stream says only in its key frames how large its picture is; no longer is looked than until that is known.
 _PATIENT = _PROMPT | {"probesize": "5000000", "analyzeduration": "3000000"}

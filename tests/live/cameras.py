@@ -1,10 +1,11 @@
 """Cameras that are real processes: they can be killed, frozen and started again, as cameras are.
 
-`with Camera("udp") as camera:` starts one; `camera.url` is what to open. By hand: `python -m tests.live.cameras udp 5000`.
+`with Camera("udp") as camera:` starts one, `camera.url` is what to open. By hand:
+`python -m tests.live.cameras udp 5000`.
 
 The picture has the wall clock in it, in milliseconds since 1970, as 44 black and white cells (`read_clock` reads
-them): what a picture says, subtracted from the time at which it is seen, is how late it is. Once a second, for a tenth of a
-second, a square flashes at the lower right and the sound beeps: the two belong together.
+them): what a picture says, subtracted from the time at which it is seen, is how late it is. Once a second, for a tenth
+of it, a square flashes at the lower right and the sound beeps: the two belong together.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ WIDTH, HEIGHT, RATE = 320, 176, 15
 SOUND_RATE, FLASH_SECONDS = 48000, 0.1
 _BITS, _ACROSS = 44, 22
 _TIMES = Fraction(1, 90000)
+_FLUSH = {"flush_packets": "1"}
 
 
 def draw(number: int, milliseconds: int, flashes: bool, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -208,12 +210,8 @@ class _Pictures:
                 self._number = int((time.monotonic() - self.began) * self.asked.rate)
             self._number += 1
             now = self.seconds()
-            yield (
-                now,
-                draw(
-                    self._number, int(time.time() * 1000), now % 1 < FLASH_SECONDS, self.asked.width, self.asked.height
-                ),
-            )
+            flashes, asked = now % 1 < FLASH_SECONDS, self.asked
+            yield now, draw(self._number, int(time.time() * 1000), flashes, asked.width, asked.height)
 
 
 def _ready() -> None:
@@ -287,9 +285,9 @@ def _serve(server: socket.socket, pictures: _Pictures, asked: argparse.Namespace
     while True:
         client, _ = server.accept()
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with client, contextlib.suppress(_Gone, av.FFmpegError, OSError):
-            with av.open(_Socket(client), "w", format="mpegts", options={"flush_packets": "1"}) as out:
-                _film(out, pictures, asked)
+        watched = contextlib.suppress(_Gone, av.FFmpegError, OSError)
+        with client, watched, av.open(_Socket(client), "w", format="mpegts", options=_FLUSH) as out:
+            _film(out, pictures, asked)
 
 
 def _serve_mjpeg(server: socket.socket, pictures: _Pictures, asked: argparse.Namespace) -> None:
@@ -337,29 +335,19 @@ def _serve_srt(port: int, pictures: _Pictures, asked: argparse.Namespace) -> Non
     program = shutil.which("ffmpeg")
     assert program is not None, "SRT needs Debian's ffmpeg"
     while True:
-        words = [
-            "-loglevel",
-            "error",
-            "-fflags",
-            "nobuffer",
-            "-f",
-            "mpegts",
-            "-i",
-            "pipe:0",
-            "-c",
-            "copy",
-            "-f",
-            "mpegts",
-        ]
+        words = "-loglevel quiet -fflags nobuffer -f mpegts -i pipe:0 -c copy -f mpegts -flush_packets 1".split()
         with subprocess.Popen(
-            [program, *words, "-flush_packets", "1", f"srt://127.0.0.1:{port}?mode=listener&latency=50000"],
+            [program, *words, f"srt://127.0.0.1:{port}?mode=listener&latency=50000"],
             stdin=subprocess.PIPE,
             bufsize=0,
         ) as child:
             threading.Thread(target=_say_when_bound, args=(port,), daemon=True).start()
-            with contextlib.suppress(av.FFmpegError, OSError):
-                with av.open(_Unclosed(child.stdin), "w", format="mpegts", options={"flush_packets": "1"}) as out:
-                    _film(out, pictures, asked)
+            pipe = _Unclosed(child.stdin)
+            with (
+                contextlib.suppress(av.FFmpegError, OSError),
+                av.open(pipe, "w", format="mpegts", options=_FLUSH) as out,
+            ):
+                _film(out, pictures, asked)
             child.kill()
 
 
@@ -400,9 +388,9 @@ def main() -> None:
     elif asked.kind in ("udp", "rtmp"):
         _ready()
         if asked.kind == "udp":
-            url, form, options = f"udp://127.0.0.1:{asked.port}?pkt_size=1316", "mpegts", {"flush_packets": "1"}
+            url, form, options = f"udp://127.0.0.1:{asked.port}?pkt_size=1316", "mpegts", _FLUSH
         else:
-            url, form, options = f"rtmp://127.0.0.1:{asked.port}/live/cam", "flv", {"flush_packets": "1"}
+            url, form, options = f"rtmp://127.0.0.1:{asked.port}/live/cam", "flv", _FLUSH
         _push(url, form, options, pictures, asked)
     else:
         with socket.create_server(("127.0.0.1", asked.port)) as server:
