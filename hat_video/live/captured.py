@@ -1,0 +1,130 @@
+"""What a capture gives: pictures, facts of the sound, events and counts."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import av
+from av.codec.context import CodecContext
+from torch import Tensor
+
+from hat_video.errors import OptionError
+from hat_video.frames import VideoInfo
+from hat_video.live.clock import LIVE_TIME_BASE
+
+if TYPE_CHECKING:
+    from av.audio.codeccontext import AudioCodecContext
+    from av.audio.stream import AudioStream
+    from av.stream import Stream
+
+__all__ = ["AudioHead", "CaptureEvent", "CaptureFigures", "Captured", "Roi"]
+
+
+@dataclass(frozen=True, slots=True)
+class Roi:
+    """The part of the picture that is wanted, in samples of the source."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def within(self, info: VideoInfo) -> Roi:
+        """The part as chroma allows: corners and sizes moved down to whole chroma samples.
+
+        Raises:
+            OptionError: it does not fit into the picture.
+        """
+        across, down = 1 << info.pixel_format.log2_chroma_w, 1 << info.pixel_format.log2_chroma_h
+        x, y = self.x // across * across, self.y // down * down
+        width, height = max(across, self.width // across * across), max(down, self.height // down * down)
+        if min(self.x, self.y) < 0 or x + width > info.width or y + height > info.height:
+            raise OptionError(
+                f"--roi {self.width}x{self.height}+{self.x}+{self.y}: does not fit into the camera's picture of "
+                f"{info.width}x{info.height}"
+            )
+        return Roi(x, y, width, height)
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One decoded picture."""
+
+    planes: tuple[Tensor, ...]
+    """(h, w) each, as `Capture.info` says, after the crop; they own their memory."""
+    ticks: int
+    """Of LIVE_TIME_BASE since the run's first picture; strictly rising."""
+    arrived: float
+    """`time.monotonic()` when its packet was there."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureEvent:
+    """Something that people should hear of."""
+
+    kind: Literal["up", "down", "note", "ended", "failed"]
+    """`up` and `down`: of the connection; `ended`: there is no more to come; `failed`: and that is an error."""
+    message: str
+    """One line, credentials masked, without the source's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureFigures:
+    """What has been counted so far."""
+
+    frames: int
+    """Pictures decoded, those dropped below among them."""
+    decode_errors: int
+    """Packets that could not be decoded, after a connection's first picture."""
+    dropped: dict[str, int]
+    """Pictures that went no further: no_pts, nonmonotonic, changed; and decode, packets that gave none."""
+    corrupt: int
+    """Pictures that the decoder marked as damaged; they are shown."""
+    reconnects: int
+    """Connections after the first that gave a picture."""
+    reanchored: int
+    """Jumps of the source's timestamps within a connection."""
+    is_up: bool
+    """Whether pictures come at this moment."""
+    last_frame: float
+    """`time.monotonic()` of the last picture; 0 before the first."""
+    decode_seconds: float
+    """Spent in the decoder and in copying planes."""
+    recorded_packets: int
+    """Of `record`."""
+    record_dropped: int
+    """Packets that the recording's disk was too slow for."""
+
+
+class AudioHead:
+    """What a source's sound is; it stays valid when the connection has gone."""
+
+    def __init__(self, stream: AudioStream) -> None:
+        context = stream.codec_context
+        self.codec: str = context.name
+        """FFmpeg's name of it."""
+        self.sample_rate: int = context.sample_rate
+        self.layout: str = context.layout.name
+        self.extradata: bytes | None = bytes(context.extradata) if context.extradata else None
+        """None for AAC of a transport stream: each packet begins with an ADTS header instead."""
+        # A container in memory: the stream lives as long as this does.
+        self._hub = av.open(io.BytesIO(), "w", format="matroska")
+        self.template: Stream = self._hub.add_stream_from_template(stream, opaque=True)
+        """For `add_stream_from_template(template, opaque=True)`."""
+
+    def open_decoder(self) -> AudioCodecContext:
+        """A decoder of its own for the packets that come."""
+        context: AudioCodecContext = CodecContext.create(self.codec, "r")  # type: ignore[assignment]
+        context.sample_rate, context.layout = self.sample_rate, self.layout
+        if self.extradata is not None:
+            context.extradata = self.extradata
+        context.time_base = LIVE_TIME_BASE
+        return context
+
+    def is_like(self, stream: AudioStream) -> bool:
+        """Whether packets of `stream` can go on where this one's ended."""
+        context = stream.codec_context
+        mine = (self.codec, self.sample_rate, self.layout)
+        return (context.name, context.sample_rate, context.layout.name) == mine
