@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
+from av.codec import CodecContext
 from av.error import FFmpegError
 
 from hat_video.errors import WorkError
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["AudioHead", "AudioLine"]
 
-# What each muxer takes as it is. Tried out, but for rtsp, whose muxer looks for a server first.
+# What each muxer takes as it is and players expect in it. MPEG-TS takes all, but nobody reads it; FLV's further codecs
+# are too new for most servers. Tried out, but for rtsp, whose muxer looks for a server first.
 _TAKEN = {
-    "mp4": {"aac", "mp3", "ac3", "eac3", "opus", "flac"},
-    "matroska": {"aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "pcm_s16le", "pcm_mulaw", "pcm_alaw"},
+    "mp4": {"aac", "mp3", "opus", "flac"},
+    "matroska": {"aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "pcm_s16le"},
     "nut": {"aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "pcm_s16le", "pcm_mulaw", "pcm_alaw"},
     "mpegts": {"aac", "mp3", "mp2", "ac3", "eac3", "opus"},
     "flv": {"aac", "mp3"},
@@ -46,14 +48,14 @@ _SLACK_SECONDS = 0.04
 
 
 class AudioHead(Protocol):
-    """What must be known of the camera's sound beforehand."""
+    """What must be known of the camera's sound beforehand; `capture.AudioHead` says it."""
 
     @property
     def codec(self) -> str:
         """FFmpeg's name."""
 
     @property
-    def rate(self) -> int:
+    def sample_rate(self) -> int:
         """Samples a second."""
 
     @property
@@ -62,14 +64,15 @@ class AudioHead(Protocol):
 
     @property
     def extradata(self) -> bytes | None:
-        """Of the codec; None or empty where the stream has none."""
+        """Of the codec; None or empty where the stream has none: AAC then has a head (ADTS) before each packet."""
 
 
 class AudioLine:
     """Takes the packets of the source's sound, gives those for the outputs. One thread may use it.
 
-    After a reconnect the sound may come in another format. AAC is made of whatever comes; what was copied so far goes
-    on as AAC where the head that the outputs have been given still says the truth, and is left out otherwise.
+    After a reconnect the sound may come in another format (`connected`). AAC is made of whatever comes; what was copied
+    so far goes on as AAC where the head that the outputs have been given still says the truth, and is left out
+    otherwise.
 
     Args:
         head: of the source's sound when the run begins.
@@ -87,9 +90,9 @@ class AudioLine:
         """Packets left out: not decodable, of another format than can be told, or before the time that has been."""
         self.action: Literal["copy", "aac"] = mode
         """What is done with the packets."""
-        self._head, self._mode = head, mode
+        self._head = self._now = head
         self._encoder: _AacEncoder | None = None
-        self._context: object = None
+        self._decoder: AudioCodecContext | None = None
         self._is_idle = False
         self._last = -1
         refusing = sorted({name for name in containers if head.codec not in _TAKEN.get(name, ())})
@@ -102,66 +105,55 @@ class AudioLine:
         if self.action == "copy":
             self.template: AudioStream = _copied_template(head)
         else:
-            self._encoder = _AacEncoder(head.rate, head.layout)
+            self._encoder = _AacEncoder(head.sample_rate, head.layout)
             self.template = self._encoder.stream
 
-    def feed(self, packet: Packet[Stream], ticks: int) -> list[LivePacket]:
-        """One packet of the source.
+    def connected(self, head: AudioHead) -> None:
+        """The packets that follow come from another connection, and are as `head` says."""
+        self._now, self._decoder, self._is_idle = head, None, False
+        if self._encoder is not None:
+            self._encoder.restart()
+        if self.action == "aac":
+            return
+        if _same(self._head, head):
+            self._encoder = None
+            return
+        now = f"{head.codec} {head.sample_rate} Hz {head.layout}"
+        if self._head.codec == "aac":
+            encoder = self._encoder or _AacEncoder(self._head.sample_rate, self._head.layout)
+            if encoder.head == (self.template.codec_context.extradata or b"")[:2]:
+                self._encoder = encoder
+                self.notes.append(f"the sound is now {now}: it is encoded as the AAC that the outputs expect")
+                return
+        self._is_idle = True
+        was = f"{self._head.codec} {self._head.sample_rate} Hz"
+        self.notes.append(f"the sound is now {now}; the outputs expect {was}: it is left out")
 
-        Args:
-            packet: as it was demuxed, of an audio stream.
-            ticks: its time, in `LIVE_TIME_BASE`.
-        """
-        context = cast("AudioCodecContext", packet.stream.codec_context)
-        if context is not self._context:
-            self._connected(context)
-        if self._is_idle or not packet.size:
+    def feed(self, packet: Packet[Stream]) -> list[LivePacket]:
+        """One packet of the source, with its times in `LIVE_TIME_BASE`."""
+        if self._is_idle or not packet.size or packet.pts is None:
             self.dropped += 1
             return []
         if self._encoder is None:
             data = bytes(packet)
             if self._head.codec == "aac":
                 data = _without_adts(data)
-            seconds = (packet.duration or 0) * (packet.time_base or Fraction(0))
-            return self._rising([(ticks, round(seconds / LIVE_TIME_BASE), data)])
-        start = None if packet.pts is None else ticks - round(packet.pts * packet.time_base / LIVE_TIME_BASE)
+            return self._rising([(packet.pts, packet.duration or 0, data)])
+        if self._decoder is None:
+            self._decoder = _decoder_of(self._now)
         try:
-            frames = context.decode(cast("Packet[AudioStream]", packet))
+            frames = self._decoder.decode(cast("Packet[AudioStream]", packet))
         except FFmpegError:
             self.dropped += 1
             return []
         made: list[tuple[int, int, bytes]] = []
         for frame in frames:
-            tick = ticks
-            if start is not None and frame.pts is not None:
-                tick = start + round(frame.pts * (frame.time_base or packet.time_base) / LIVE_TIME_BASE)
-            made += self._encoder.feed(frame, tick)
+            made += self._encoder.feed(frame, packet.pts if frame.pts is None else frame.pts)
         return self._rising(made)
 
     def flush(self) -> list[LivePacket]:
         """What is still held. Nothing can be fed after it."""
         return [] if self._encoder is None else self._rising(self._encoder.flush())
-
-    def _connected(self, context: AudioCodecContext) -> None:
-        """Another connection: its sound may be another."""
-        self._context, self._is_idle = context, False
-        if self._encoder is not None:
-            self._encoder.restart()
-        if self.action == "aac":
-            return
-        head = self._head
-        now = f"{context.name} {context.sample_rate} Hz {context.layout.name}"
-        if _same(head, context):
-            self._encoder = None
-            return
-        if head.codec == "aac":
-            encoder = self._encoder or _AacEncoder(head.rate, head.layout)
-            if encoder.head == (self.template.codec_context.extradata or b"")[:2]:
-                self._encoder = encoder
-                self.notes.append(f"the sound is now {now}: it is encoded as the AAC that the outputs expect")
-                return
-        self._is_idle = True
-        self.notes.append(f"the sound is now {now}; the outputs expect {head.codec} {head.rate} Hz: it is left out")
 
     def _rising(self, pieces: Iterable[tuple[int, int, bytes]]) -> list[LivePacket]:
         packets = []
@@ -268,30 +260,32 @@ class _AacEncoder:
         return [(round((packet.pts or 0) * unit), duration, bytes(packet)) for packet in packets]
 
 
-def _same(head: AudioHead, context: AudioCodecContext) -> bool:
-    """Whether packets of that decoder are what the outputs' heads say."""
-    if (context.codec.canonical_name, context.sample_rate) != (head.codec, head.rate):
+def _decoder_of(head: AudioHead) -> AudioCodecContext:
+    context = cast("AudioCodecContext", CodecContext.create(head.codec, "r"))
+    context.sample_rate, context.layout = head.sample_rate, head.layout
+    if head.extradata:
+        context.extradata = head.extradata
+    return context
+
+
+def _same(was: AudioHead, now: AudioHead) -> bool:
+    """Whether packets are what the outputs were told."""
+    if (was.codec, was.sample_rate, was.layout) != (now.codec, now.sample_rate, now.layout):
         return False
-    if context.layout.nb_channels != av.AudioLayout(head.layout).nb_channels:
-        return False
-    if head.codec != "aac":
-        return True
-    if head.extradata and context.extradata:
-        return bytes(head.extradata) == bytes(context.extradata)
-    # Without a head, the outputs were told the plain kind.
-    return bool(head.extradata) == bool(context.extradata) and (bool(head.extradata) or context.profile in (None, "LC"))
+    # Of AAC: kind, rate and channels.
+    return was.codec != "aac" or (was.extradata or b"")[:2] == (now.extradata or b"")[:2]
 
 
 def _says_all(head: AudioHead) -> bool:
     """Whether AAC that carries its head in every packet has nothing in it but what rate and channels tell."""
-    return head.rate in _AAC_RATES and 1 <= av.AudioLayout(head.layout).nb_channels <= 6
+    return head.sample_rate in _AAC_RATES and 1 <= av.AudioLayout(head.layout).nb_channels <= 6
 
 
 def _copied_template(head: AudioHead) -> AudioStream:
     """A stream that says what `head` says, for packets that come from elsewhere."""
-    shelf = av.open(io.BytesIO(), "w", format="matroska")
-    bare = shelf.add_stream({"opus": "libopus", "mp3": "libmp3lame"}.get(head.codec, head.codec), rate=head.rate)
-    held = av.open(io.BytesIO(), "w", format="matroska")
+    shelf = av.open(io.BytesIO(), "w", format="nut")  # takes all that is copied
+    bare = shelf.add_stream({"opus": "libopus", "mp3": "libmp3lame"}.get(head.codec, head.codec), rate=head.sample_rate)
+    held = av.open(io.BytesIO(), "w", format="nut")
     # A stream from a template is never opened, so that what its context says can be said.
     stream = cast("AudioStream", held.add_stream_from_template(bare, opaque=True))
     context = stream.codec_context
@@ -300,7 +294,7 @@ def _copied_template(head: AudioHead) -> AudioStream:
     extradata = head.extradata
     if head.codec == "aac" and not extradata:
         # Source: ISO/IEC 14496-3, 1.6.2.1 (AudioSpecificConfig), of AAC-LC.
-        extradata = (2 << 11 | _AAC_RATES.index(head.rate) << 7 | channels << 3).to_bytes(2, "big")
+        extradata = (2 << 11 | _AAC_RATES.index(head.sample_rate) << 7 | channels << 3).to_bytes(2, "big")
     if extradata:
         context.extradata = extradata
     held.start_encoding()

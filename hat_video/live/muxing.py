@@ -12,6 +12,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 
 from hat_video.errors import OutputError
+from hat_video.frames import VideoInfo
 from hat_video.live.clock import LIVE_TIME_BASE
 from hat_video.live.packet import LivePacket
 
@@ -45,7 +46,7 @@ class Streams(Protocol):
     @property
     def audio_template(self) -> AudioStream | None: ...
     @property
-    def info(self) -> Any: ...
+    def info(self) -> VideoInfo: ...
 
 
 class Writer(Protocol):
