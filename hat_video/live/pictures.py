@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -122,9 +122,9 @@ def _quick_frame(planes: Sequence[Tensor], info: VideoInfo) -> VideoFrame:
     """Through FFmpeg's scaler: up to three code values off, in a tenth of the time of the exact way."""
     if info.pixel_format.kind == "gray":
         return _exact_frame(planes, info, "yuvj420p")  # of gray, the scaler forgets the range
-    opaque = info.pixel_format.opaque
-    frame = EncoderFrames(opaque.name, info).frame(planes[: 3 if opaque.kind != "gray" else 1], 0)
-    is_rgb = opaque.kind == "rgb"
+    opaque = replace(info, pixel_format=info.pixel_format.opaque)
+    frame = EncoderFrames(opaque.pixel_format.name, opaque).frame(planes[:3], 0)
+    is_rgb = opaque.pixel_format.kind == "rgb"
     return frame.reformat(
         format="yuvj420p",
         src_colorspace=None if is_rgb else info.color.matrix,
