@@ -102,6 +102,7 @@ class Page:
         self._ending = threading.Event()
         self._started = threading.Event()
         self._error: BaseException | None = None
+        self._fault: str | None = None
         self._packet_at: float | None = None
         self._frames = self._bytes = 0
 
@@ -164,7 +165,7 @@ class Page:
             frames=self._frames,
             bytes=self._bytes,
             dropped=self.audience.dropped,
-            error=None if self._error is None else type(self._error).__name__,
+            error=self._fault,
         )
 
     def send(self, packet: LivePacket) -> None:
@@ -224,6 +225,9 @@ class Page:
             if tuple(connection.client or ()) == client:
                 connection.transport.abort()
 
+    def _note_error(self, error: Exception) -> None:
+        self._fault = f"{type(error).__name__}: {error}"
+
     # ---- The thread.
 
     def _make_server(self) -> uvicorn.Server:
@@ -233,7 +237,7 @@ class Page:
 
         rules = Rules(self._address, self._token, self._port, self._hosts)
         config = uvicorn.Config(
-            Guard(make_app(self), rules),
+            Guard(make_app(self), rules, self._note_error),
             loop="asyncio",
             http="h11",
             ws="websockets-sansio",
@@ -249,6 +253,7 @@ class Page:
             proxy_headers=False,
             server_header=False,
             limit_concurrency=_CONNECTIONS,
+            h11_max_incomplete_event_size=16 << 10,
             timeout_graceful_shutdown=1,
         )
         return uvicorn.Server(config)
@@ -261,6 +266,7 @@ class Page:
                 raise RuntimeError("the page's server has ended by itself")
         except BaseException as error:  # noqa: BLE001
             self._error = error
+            self._fault = f"{type(error).__name__}: {error}"
             self._stop.set()
         finally:
             listener.close()

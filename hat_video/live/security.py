@@ -250,10 +250,16 @@ border:1px solid #4a5568;background:#171c24;color:inherit}button{background:#2f6
 
 
 class Guard:
-    """Applies the rules to everything that comes, and puts safe headers on everything that goes (ASGI middleware)."""
+    """Applies the rules to everything that comes, and puts safe headers on everything that goes (ASGI middleware).
 
-    def __init__(self, app: App, rules: Rules) -> None:
-        self._app, self._rules = app, rules
+    Args:
+        app: what is guarded.
+        rules: to be applied.
+        on_error: told of what the application did not catch, before the server turns it into a bare 500.
+    """
+
+    def __init__(self, app: App, rules: Rules, on_error: Callable[[Exception], None]) -> None:
+        self._app, self._rules, self._on_error = app, rules, on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -272,7 +278,13 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", ()), *safe, *extra]}
             await send(message)
 
-        await self._app(scope, receive, send_safely)
+        try:
+            await self._app(scope, receive, send_safely)
+        except OSError:
+            raise  # the other side has gone
+        except Exception as error:
+            self._on_error(error)
+            raise
 
 
 async def _refuse(refusal: Refusal, scope: Scope, send: Send) -> None:

@@ -174,8 +174,10 @@ class Scene:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.finish_feeding()
+        fault = self.page.output_figures.error
         self.page.close()
         self.coder.close()
+        assert kind is not None or fault is None, fault
 
     def finish_feeding(self) -> None:
         self._is_done.set()
