@@ -134,13 +134,16 @@ def marked_source() -> str:
     return f"test:{picture},realtime[out0];{sound},arealtime[out1]"
 
 
-def number_in(luma: np.ndarray) -> int:
+def number_in(frame: av.VideoFrame) -> int:
     """What a picture, twice as large as the camera's, shows."""
+    # As it lies there: FFmpeg's converter, in several threads, now and then leaves samples out.
+    plane = frame.planes[0]
+    luma = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
     places = ((2 * (16 + 20 * (k // 8)), 2 * (16 + 20 * (k % 8))) for k in range(BITS))
     return sum(int(luma[y, x] > 128) << k for k, (y, x) in enumerate(places))
 
 
-def offsets_in(recording: Path) -> list[float]:
+def offsets_in(recording: Path, fps: int = FPS) -> list[float]:
     """Sound against picture at each beep, in seconds: how much too late the pictures around it are shown."""
     late: list[tuple[float, float]] = []
     sound: list[tuple[float, np.ndarray]] = []
@@ -148,7 +151,7 @@ def offsets_in(recording: Path) -> list[float]:
         rate = container.streams.audio[0].rate
         for frame in container.decode():
             if isinstance(frame, av.VideoFrame):
-                late.append((frame.time, frame.time - number_in(frame.to_ndarray(format="gray")) / FPS))
+                late.append((frame.time, frame.time - number_in(frame) / fps))
             else:
                 sound.append((frame.time, frame.to_ndarray()[0]))
     beeps, was_loud = [], True

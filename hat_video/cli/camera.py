@@ -122,7 +122,6 @@ def camera_command(
                 source,
                 outputs or (),
                 options,
-                stdout=sys.stdout.buffer,
                 stdout_format=form,
                 on_figures=line.figures,
                 on_event=line.event,

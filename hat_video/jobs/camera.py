@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -20,14 +20,15 @@ from hat_video.jobs.camera_options import CameraOptions, parse_span
 from hat_video.jobs.live_loop import LiveLoop, OnStall
 from hat_video.jobs.options import encoder_options_of, parse_time
 from hat_video.jobs.rungs import Rung, choose_models, load_rungs, measure_costs
-from hat_video.live.capture import Capture, Captured, Roi
+from hat_video.live.capture import Capture
+from hat_video.live.captured import Captured, Roi
 from hat_video.live.clock import LIVE_TIME_BASE
 from hat_video.live.encode import AudioLine, LiveEncoder
 from hat_video.live.figures import LiveFigures, OutputFigures, RungFigures
 from hat_video.live.ladder import Ladder, RungChange
 from hat_video.live.mailbox import Mailbox
 from hat_video.live.meter import Latencies, LiveMeter
-from hat_video.live.outputs import FanOut, plan_outputs
+from hat_video.live.outputs import FanOut, OutputEvent, parse_output
 from hat_video.live.page import Page
 from hat_video.live.sources import masked, parse_source
 from hat_video.media.encoder import EncoderSpec, plan_encoder
@@ -85,7 +86,6 @@ def upscale_camera(
     outputs: Sequence[str] = (),
     options: CameraOptions | None = None,
     *,
-    stdout: BinaryIO | None = None,
     stdout_format: str = "nut",
     on_figures: Callable[[LiveFigures], None] | None = None,
     on_event: Callable[[CameraEvent], None] | None = None,
@@ -98,8 +98,7 @@ def upscale_camera(
         outputs: files (`.mp4`, `.mkv`, `.ts`, with `%Y...` in segments), a folder for HLS (`live/`), addresses to push
             to, `-`, or `vcam:`; none are needed where the options serve a page.
         options: all else.
-        stdout: what `-` is as an output.
-        stdout_format: `nut` or `mkv`.
+        stdout_format: of the stream to standard output, `-`: `nut` or `mkv`.
         on_figures: called once a second, from a thread of its own.
         on_event: called when something happens, from any thread.
         cancel: set it to stop; files are finished properly.
@@ -112,7 +111,7 @@ def upscale_camera(
     """
     options = options or CameraOptions()
     with ExitStack() as stack:
-        run = _Run(source, outputs, options, stdout, stdout_format, on_event, cancel or threading.Event())
+        run = _Run(source, outputs, options, stdout_format, on_event, cancel or threading.Event())
         return run.go(stack, on_figures)
 
 
@@ -124,7 +123,6 @@ class _Run:
         source: str,
         outputs: Sequence[str],
         options: CameraOptions,
-        stdout: BinaryIO | None,
         stdout_format: str,
         on_event: Callable[[CameraEvent], None] | None,
         stop: threading.Event,
@@ -135,14 +133,16 @@ class _Run:
         if not outputs and options.serve is None:
             raise UsageError(f"{masked(source)}: would go nowhere; give -o OUTPUT or --serve HOST:PORT")
         self._camera = parse_source(source, size=options.size, fps=options.fps, input_format=options.input_format)
-        self._plans = plan_outputs(
-            outputs,
-            segment_seconds=parse_span(options.segment, "--segment"),
-            keep_seconds=parse_span(options.keep, "--keep"),
-            may_replace=options.overwrite,
-            stdout=stdout,
-            stdout_format=stdout_format,
-        )
+        self._plans = [
+            parse_output(
+                text,
+                segment_seconds=parse_span(options.segment, "--segment"),
+                keep_seconds=parse_span(options.keep, "--keep"),
+                may_replace=options.overwrite,
+                stdout_format=stdout_format,
+            )
+            for text in outputs
+        ]
         self._models, self._first = choose_models(options)
         self._is_on_gpu = choose_device(options.device).type == "cuda"
         self._in_flight = options.jobs or (1 if self._is_on_gpu else cpu_count())
@@ -179,13 +179,12 @@ class _Run:
         self._encoder = encoder = LiveEncoder(spec, self._large, self._audio)
         stack.callback(encoder.close)
         # What is wrong with an output shows before the networks are made ready, which takes longer.
-        self._fan_out = stack.enter_context(
-            FanOut(encoder, self._plans, on_event=lambda text: self._tell("output", text))
-        )
+        self._fan_out = stack.enter_context(FanOut(encoder, self._plans, stop=self._stop, on_event=self._tell_output))
         if options.serve is not None:
             self._page = stack.enter_context(
                 Page(options.serve, token=options.token, state=self, encoder=encoder, stop=self._stop)
             )
+            self._fan_out.add(self._page)
             self._tell("note", f"the page: {self._page.url}")
         self._loop = loop = self._ready_loop(capture)
         stack.enter_context(self._ticking(on_figures))
@@ -258,8 +257,8 @@ class _Run:
     def _hear(self, packet: Packet[Stream]) -> None:
         if self._meter.began is None or self._audio is None or packet.pts is None or packet.pts < self._base:
             return
-        for made in self._audio.feed(packet, packet.pts - self._base):
-            self._fan_out.send([made])
+        packet.pts, packet.dts = packet.pts - self._base, None
+        self._fan_out.send(self._audio.feed(packet))
 
     # ---- From the thread of the run.
 
@@ -290,7 +289,8 @@ class _Run:
     def _audio_line(self, capture: Capture) -> AudioLine | None:
         if capture.audio is None or self._options.audio == "none" or not self._plans:
             return None
-        line = AudioLine(capture.audio, self._options.audio, containers=[plan.container for plan in self._plans])
+        containers = [plan.container for plan in self._plans if plan.container is not None]
+        line = AudioLine(capture.audio, self._options.audio, containers=containers)
         for note in line.notes:
             self._tell("note", note)
         return line
@@ -332,10 +332,11 @@ class _Run:
     def _stall_policy(self) -> OnStall:
         if self._options.on_stall != "auto":
             return self._options.on_stall
-        return "hold" if any(plan.is_pushed for plan in self._plans) else "gap"
+        return "hold" if any(plan.kind == "network" for plan in self._plans) else "gap"
 
     def _encode(self, planes: Sequence[Tensor], ticks: int, arrived: float) -> None:
         self._fan_out.send(self._encoder.encode(planes, ticks, arrived))
+        self._fan_out.show(planes)
 
     def _show(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
         if self._page is not None:
@@ -371,7 +372,7 @@ class _Run:
                 on_figures(self.figures())
 
     def _has_no_taker(self) -> bool:
-        return self._page is None and self._fan_out.is_over
+        return self._fan_out.ended is not None
 
     def _output_figures(self) -> tuple[OutputFigures, ...]:
         pages = () if self._page is None else (self._page.output_figures,)
@@ -379,14 +380,15 @@ class _Run:
 
     def _finish(self) -> CameraReport:
         """Hands over what is left, closes the outputs, and sums up."""
+        ended = self._fan_out.ended
+        if ended is not None and not self._stop.is_set():
+            raise OutputError(ended)
         failed = [f"{one.name}: {one.error or 'is down'}" for one in self._output_figures() if not one.is_up]
-        if self._has_no_taker() and not self._stop.is_set():
-            raise OutputError(failed[0])
+        figures = self.figures()
         if self._audio is not None:
             self._fan_out.send(self._audio.flush())
         self._fan_out.send(self._encoder.flush())
-        figures = self.figures()
-        failed += self._fan_out.finish()
+        self._fan_out.close()
         spec = self._encoder.spec
         return CameraReport(
             figures=replace(figures, outputs=self._output_figures()),
@@ -408,6 +410,9 @@ class _Run:
             events=list(self._events),
             failed_outputs=failed,
         )
+
+    def _tell_output(self, event: OutputEvent) -> None:
+        self._tell("output", f"{event.output}: {event.message}")
 
     def _tell(self, kind: str, text: str) -> None:
         event = CameraEvent(round(time.monotonic() - self._began, 3), kind, masked(text))

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,7 +16,7 @@ from hat_video.frames import FrameBatch, VideoInfo
 from hat_video.inference.double_buffer import Given, Prefetch, ThreadLane, Ticket
 from hat_video.jobs.picture import Task, Upscaled
 from hat_video.jobs.rungs import Rung
-from hat_video.live.capture import Captured
+from hat_video.live.captured import Captured
 from hat_video.live.clock import LIVE_TIME_BASE
 from hat_video.live.ladder import Ladder, RungChange
 from hat_video.live.mailbox import Mailbox
@@ -117,8 +116,8 @@ class LiveLoop:
         try:
             with Prefetch(
                 self._submitted(), depth=2 * self._in_flight, stop=self._stop, name="hat-video-dispatch"
-            ) as items, closing(iter(items)) as taken:  # fmt: skip
-                for item in taken:
+            ) as items:
+                for item in items:
                     if item is None:
                         self._idle(time.monotonic())
                     else:

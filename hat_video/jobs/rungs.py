@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -47,7 +48,7 @@ def choose_models(options: CameraOptions) -> tuple[list[Model], int]:
     """
     if options.ladder is None and options.model is not None:
         return [load_model(options.model, scale=options.scale)], 0
-    scale = options.scale
+    scale: int | None = options.scale
     if options.ladder is None:
         names = _default_names(scale or 2)
     else:
@@ -120,7 +121,7 @@ def measure_costs(rungs: Sequence[Rung], planes: Sequence[torch.Tensor], in_flig
             for number in range(_FRAMES * in_flight):
                 rung.frames.forget()
                 tasks.append(rung.frames.look(_batch(planes, number)))
-            tickets = [lane.submit(lambda task, rung=rung: _seconds(rung, task), Given(task)) for task in tasks]
+            tickets = [lane.submit(partial(_seconds, rung), Given(task)) for task in tasks]
             rung.cost_seconds = statistics.median(ticket.wait() for ticket in tickets)
             rung.frames.forget()
             rung.frames.same = rung.frames.pixels = rung.frames.pixels_computed = 0

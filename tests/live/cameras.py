@@ -335,7 +335,7 @@ def _serve_srt(port: int, pictures: _Pictures, asked: argparse.Namespace) -> Non
     program = shutil.which("ffmpeg")
     assert program is not None, "SRT needs Debian's ffmpeg"
     while True:
-        words = "-loglevel quiet -fflags nobuffer -f mpegts -i pipe:0 -c copy -f mpegts -flush_packets 1".split()
+        words = ["-loglevel", "quiet", "-fflags", "nobuffer", "-f", "mpegts", "-i", "pipe:0", "-c", "copy", "-f", "mpegts", "-flush_packets", "1"]
         with subprocess.Popen(
             [program, *words, f"srt://127.0.0.1:{port}?mode=listener&latency=50000"],
             stdin=subprocess.PIPE,
