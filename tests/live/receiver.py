@@ -32,6 +32,8 @@ def main() -> None:
                     say(f"sound {float(packet.pts * packet.time_base):.3f}")
                 continue
             for frame in packet.decode():
+                if frame.pts is None:
+                    continue  # RTSP does not say when its first picture is
                 say(f"picture {float(frame.pts * frame.time_base):.3f}")
     say("end")
 
