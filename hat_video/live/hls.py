@@ -98,7 +98,7 @@ class HlsOutput(Output):
             self._start = self._newest.first
         piece = self._newest = Piece(path, "mpegts", self._streams, wall, start=self._start)
         try:
-            self._made.add(path, piece.writer.inode)
+            self._made.add(path)
         except OSError:
             piece.abandon()
             raise
