@@ -37,10 +37,10 @@ __all__ = ["AudioLine", "LiveEncoder", "LivePacket"]
 
 # FFmpeg's AV_PICTURE_TYPE_I.
 _INTRA = 1
+_SECOND = round(1 / LIVE_TIME_BASE)
 # No key frames by count: x264 takes this for "never".
 _NEVER = 1 << 30
 _FORCED_IDR = ("libx264", "libx264rgb", "libx265", "h264_nvenc", "hevc_nvenc", "av1_nvenc")
-_MAX_DURATION = round(1 / LIVE_TIME_BASE)
 
 
 class LiveEncoder:
@@ -154,7 +154,7 @@ class LiveEncoder:
             context.gop_size = _NEVER
             if self.spec.memory == "cuda":
                 # What memory its frames are of, the encoder learns from the first one.
-                stream.encode(self._frames_of(_black(self.info, self.spec), -_MAX_DURATION))
+                stream.encode(self._frames_of(_black(self.info, self.spec), -_SECOND))
             hub.start_encoding()
         except (FFmpegError, ValueError, RuntimeError) as error:
             with suppress(FFmpegError, ValueError):
@@ -169,10 +169,9 @@ class LiveEncoder:
         return frame
 
     def _duration(self, ticks: int) -> int:
-        """How long the picture will be shown, by the one before it: the next one's time is not known yet."""
-        if self._last is not None:
-            return min(ticks - self._last, _MAX_DURATION)
-        return round(1 / ((self.info.rate or Fraction(25)) * LIVE_TIME_BASE))
+        """How long the picture will be shown, as far as that can be said before the next one's time is known."""
+        usual = round(1 / ((self.info.rate or Fraction(25)) * LIVE_TIME_BASE))
+        return usual if self._last is None else min(ticks - self._last, usual)
 
     def _packets(self, frame: VideoFrame | None) -> list[LivePacket]:
         try:

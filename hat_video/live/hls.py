@@ -70,6 +70,7 @@ class HlsOutput(Output):
         self._count = self._first_number = self._first_anew = 0
         self._longest = _PIECE_SECONDS
         self._start: int | None = None
+        self._newest: Piece | None = None
         self._begins_anew = self._has_begun = False
 
     def connect(self) -> Pieces:
@@ -93,9 +94,11 @@ class HlsOutput(Output):
         """As `Shelf` has it."""
         path = self._playlist.with_name(f"{self._playlist.stem}-{self._run_name}-{self._count:06d}.ts")
         self._count += 1
-        piece = Piece(path, "mpegts", self._streams, wall, start=self._start)
+        if self._start is None and self._newest is not None:
+            self._start = self._newest.first
+        piece = self._newest = Piece(path, "mpegts", self._streams, wall, start=self._start)
         try:
-            self._made.add(path, piece.writer.inode)
+            self._made.add(path)
         except OSError:
             piece.abandon()
             raise
@@ -108,8 +111,6 @@ class HlsOutput(Output):
         wall, begins_anew = self._open.pop(piece.path)
         if piece.first is None:
             return
-        if self._start is None:
-            self._start = piece.first
         seconds = float((piece.end - piece.first) * LIVE_TIME_BASE)
         self._longest = max(self._longest, seconds)
         self._listed.append(_Listed(piece.path.name, seconds, wall, begins_anew))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hat_video.errors import OptionError
 
@@ -57,6 +59,8 @@ class RowNames:
     def free(self, wall: float) -> Path:
         """A name for a file that begins at `wall`, seconds since 1970; makes its folders."""
         named = self.base / datetime.fromtimestamp(wall).astimezone().strftime(self._pattern)
+        if not self.base.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.base))  # as of a disk taken away
         named.parent.mkdir(parents=True, exist_ok=True)
         path, number = named, 1
         while path.exists() or path.is_symlink():
@@ -68,8 +72,8 @@ class RowNames:
 class Made:
     """Which files were made under a pattern, in this run and before: only those are ever deleted.
 
-    It is a file beside them, with a line for each: its name, and its number on the disk, so that a file that somebody
-    else has put in its place is not taken for it.
+    It is a file beside them with a line for each: its name, its number on the disk, and its size once it was closed, so
+    that a file which somebody else has put in its place is not taken for it.
 
     Args:
         base: the folder that does not change.
@@ -86,28 +90,28 @@ class Made:
         """Whether anything was ever made."""
         return self._file.exists()
 
-    def add(self, path: Path, inode: int) -> None:
-        """Remembers a file that has just been made."""
-        line = json.dumps({"name": str(path.relative_to(self._base)), "inode": inode}) + "\n"
+    def add(self, path: Path, *, is_closed: bool = False) -> None:
+        """Remembers a file that has just been made, or closed."""
+        status = path.stat()
+        entry = {"name": str(path.relative_to(self._base)), "inode": status.st_ino}
+        if is_closed:
+            entry["size"] = status.st_size
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(json.dumps(entry) + "\n")
 
     def prune(self, *, older_than: float, besides: Collection[Path] = ()) -> None:
         """Deletes what was last written before `older_than`, seconds since 1970; never fails."""
         with suppress(OSError):
             lines = self._file.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if self._stays(line, older_than, besides)]
-            if kept != lines:
+            known = {entry["name"]: entry for entry in map(_parsed, lines) if entry is not None}
+            kept = {name: entry for name, entry in known.items() if self._stays(entry, older_than, besides)}
+            if len(kept) < len(lines):
                 part = self._file.with_name(f"{self._file.name}.{os.getpid()}.part")
-                part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+                part.write_text("".join(f"{json.dumps(entry)}\n" for entry in kept.values()), encoding="utf-8")
                 part.replace(self._file)
 
-    def _stays(self, line: str, older_than: float, besides: Collection[Path]) -> bool:
-        try:
-            entry = json.loads(line)
-            name, inode = str(entry["name"]), int(entry["inode"])
-        except (ValueError, KeyError, TypeError):
-            return False
+    def _stays(self, entry: dict[str, Any], older_than: float, besides: Collection[Path]) -> bool:
+        name = entry["name"]
         if not self._allowed.fullmatch(name) or ".." in Path(name).parts:
             return False
         path = self._base / name
@@ -117,7 +121,8 @@ class Made:
             status = path.lstat()
         except OSError:
             return False
-        if not stat.S_ISREG(status.st_mode) or status.st_ino != inode:
+        is_same = status.st_ino == entry.get("inode") and status.st_size == entry.get("size", status.st_size)
+        if not stat.S_ISREG(status.st_mode) or not is_same:
             return False  # somebody else's now
         if status.st_mtime >= older_than:
             return True
@@ -129,6 +134,14 @@ class Made:
             if folder == self._base or not _removed(folder):
                 break
         return False
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+        return {"name": str(entry["name"]), **{key: int(entry[key]) for key in ("inode", "size") if key in entry}}
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _removed(folder: Path) -> bool:

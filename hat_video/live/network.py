@@ -88,11 +88,13 @@ class NetworkOutput(Output):
 def _job(url: str) -> dict[str, Any]:
     parts = urlsplit(url)
     if parts.scheme == "srt":
-        from hat_video.media.ffmpeg_child import push_command
+        from hat_video.media.ffmpeg_child import find_ffmpeg, push_command
 
-        command = list(push_command(url))
-        # With it, ffmpeg says when it has begun to send.
-        return {"exec": [command[0], "-progress", "pipe:1", "-stats_period", "0.5", *command[1:]]}
+        program, *words = push_command(url, find_ffmpeg("srt", is_output=True))
+        at = words.index("-i")
+        # It shall look at one packet and connect: there may be no more yet. And say when it has begun to send.
+        words[at:at] = ["-probesize", "32", "-analyzeduration", "1"]
+        return {"exec": [program, "-progress", "pipe:1", "-stats_period", "0.5", *words]}
     form = NETWORK_SCHEMES[parts.scheme]
     if parts.scheme == "udp" and "pkt_size=" not in parts.query:
         # Whole packets of the transport stream.

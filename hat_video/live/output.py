@@ -276,8 +276,10 @@ class Output:
         while True:
             since = time.monotonic()
             try:
+                before = self._bytes
                 self._take(session)
                 session.finish()
+                self._bytes = before + session.bytes
                 return
             except EndedError as error:
                 session.abandon()

@@ -102,7 +102,7 @@ def parse_output(
         raise OptionError(f"-o: is empty; give {_GRAMMAR}")
     path = Path(text)
     if text.endswith(("/", os.sep)) or path.suffix.lower() == ".m3u8":
-        return _hls(text, path)
+        return _hls(text, path, may_replace)
     if path.is_dir():
         raise OptionError(f"-o {text}: is a folder; write {text}/ to have HLS in it, or name a file")
     container = _SUFFIXES.get(path.suffix.lower())
@@ -125,14 +125,14 @@ def _network_container(text: str, scheme: str) -> str:
     return NETWORK_SCHEMES[scheme]
 
 
-def _hls(text: str, path: Path) -> OutputPlan:
+def _hls(text: str, path: Path, may_replace: bool) -> OutputPlan:
     playlist = path if path.suffix.lower() == ".m3u8" else path / "live.m3u8"
     folder = playlist.parent
     if folder.exists():
         _check_folder(text, folder)
     else:
         _check_folder(text, folder.parent)  # it is made; but not a whole road to it
-    return OutputPlan("hls", text, "mpegts", str(playlist))
+    return OutputPlan("hls", text, "mpegts", str(playlist), may_replace=may_replace)
 
 
 def _file(

@@ -19,7 +19,7 @@ class LivePacket:
     """In `time_base`, from 0, the first frame of the run."""
     dts: int
     duration: int
-    """Of a picture as far as it can be known: the distance to the picture before."""
+    """Of a picture an estimate: the next one's time is not known yet."""
     time_base: Fraction
     """`LIVE_TIME_BASE`."""
     is_key: bool

@@ -114,7 +114,7 @@ def _sentence(error: BaseException) -> str:
     said = str(error).split("last error log:")[-1] if "last error log:" in str(error) else ""
     reason = getattr(error, "strerror", None) or str(error)
     said = said.strip().rstrip(".]\n")
-    return " ".join((f"{reason} ({said})" if said else reason).split())
+    return " ".join((f"{reason} ({said})" if said and reason not in said else reason).split())
 
 
 if __name__ == "__main__":

@@ -52,12 +52,8 @@ class FileWriter:
             self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
         self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self.closed = False
-        self.written = 0
+        self.written = self._good = 0
         """Bytes so far."""
-
-    @property
-    def inode(self) -> int:
-        return os.fstat(self._fd).st_ino
 
     def write(self, data: bytes) -> int:
         if self._part != self.path:
@@ -76,11 +72,23 @@ class FileWriter:
     def tell(self) -> int:
         return os.lseek(self._fd, 0, os.SEEK_CUR)
 
-    def close(self, *, remove: bool = False) -> None:
-        """Lets the file go, or takes it away."""
+    def mark(self) -> None:
+        """Up to here all is well."""
+        self._good = self.tell()
+
+    def close(self, *, remove: bool = False, has_failed: bool = False) -> None:
+        """Lets the file go, or takes it away.
+
+        Args:
+            remove: take it away.
+            has_failed: what was written after the last mark is half of something, and is cut off.
+        """
         self.closed = True
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
+            if has_failed:
+                with suppress(OSError):
+                    os.ftruncate(fd, self._good)
             if remove:
                 with suppress(OSError):
                     self._part.unlink()
@@ -109,6 +117,7 @@ class Piece:
 
     def write(self, packet: LivePacket) -> bool:
         is_written = self.muxer.write(packet)
+        self.writer.mark()
         if is_written and packet.kind == "video":
             self.first = packet.pts if self.first is None else self.first
             self.end = packet.pts + packet.duration
@@ -128,7 +137,7 @@ class Piece:
     def abandon(self) -> None:
         """Lets go after an error; what is there stays."""
         self.muxer.abandon()
-        self.writer.close(remove=not self.muxer.frames)
+        self.writer.close(remove=not self.muxer.frames, has_failed=True)
 
 
 class Shelf(Protocol):
@@ -291,7 +300,7 @@ class RecordingOutput(Output):
                 continue  # made by somebody else in the meantime
         if self._seconds is not None:
             try:
-                self._names.made.add(path, piece.writer.inode)
+                self._names.made.add(path)
             except OSError:
                 piece.abandon()
                 raise
@@ -302,6 +311,8 @@ class RecordingOutput(Output):
     def done(self, piece: Piece) -> None:
         """As `Shelf` has it."""
         self._open.discard(piece.path)
+        if self._names is not None and self._seconds is not None and piece.path.exists():
+            self._names.made.add(piece.path, is_closed=True)
         self._clean()
 
     def _single(self, wall: float) -> Piece:
