@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from av.error import FFmpegError
 from av.packet import Packet
 
@@ -199,6 +200,8 @@ class Capture:
 
     def _main(self) -> None:
         run = self._run
+        # For this thread alone: copying planes is no work for several, which would wait for each other.
+        torch.set_num_threads(1)
         try:
             with Brake(lambda: run.is_due):
                 self._connect_for_ever()

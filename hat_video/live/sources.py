@@ -38,7 +38,7 @@ _DEFAULT_SIZE, _DEFAULT_FPS = "320x180", "15"
 
 _URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<rest>[^\s'\"<>]*)")
 _SECRET = re.compile(
-    r"(?P<name>[?&;][^=&;\s]*(?:pas|pwd|token|key|secret|auth|sig|cred|session|jwt|streamid|[?&;]p|[?&;]pw)[^=&;\s]*)"
+    r"(?P<name>[?&;](?:p|pw|[^=&;\s]*(?:pas|pwd|token|key|secret|auth|sig|cred|session|jwt|streamid)[^=&;\s]*))"
     r"=(?P<value>[^&;#\s'\"<>]+)",
     re.IGNORECASE,
 )
@@ -86,11 +86,12 @@ def _masked_rest(scheme: str, rest: str) -> str:
     at = authority.rfind("@")
     secret = authority.partition(":")[2]
     if secret and not secret.isdigit():
-        # A password with a slash in it, which no URL may have as it is; it is one all the same.
+        # A password with a slash or a question mark, which no URL may have as it is; it is one all the same.
         at = max(at, rest.partition("?")[0].rfind("@"))
+        at = rest.rfind("@") if at < 0 else at
     if at >= 0:
         user, colon, _ = rest[:at].partition(":")
-        rest = (f"{user}:***@" if colon else "***@") + rest[at + 1 :]
+        rest = (f"{user}:***@" if colon else "***@" if user else "@") + rest[at + 1 :]
     rest = _SECRET.sub(lambda found: f"{found['name']}=***", rest)
     return _STREAM_KEY.sub("***", rest) if scheme.startswith("rtmp") else rest
 

@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -29,8 +30,9 @@ from typing import Any, Self
 
 import av
 import numpy as np
+import pytest
 
-__all__ = ["KINDS", "Camera", "free_port", "is_flashing", "mute_server", "read_clock", "refusing_server"]
+__all__ = ["KINDS", "Camera", "free_port", "is_flashing", "mute_server", "nothing_left", "read_clock", "refusing_server"]
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("udp", "tcp", "rtmp", "mjpeg", "rtsp", "srt")
@@ -155,26 +157,47 @@ def mute_server() -> Iterator[int]:
         yield int(server.getsockname()[1])
 
 
+class _Refusal(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        while request := self.request.recv(65536).decode():
+            number = next((line for line in request.splitlines() if line.startswith("CSeq")), "X-None: 0")
+            protocol = "RTSP/1.0" if "RTSP/1.0" in request else "HTTP/1.1"
+            refusal = (f"{protocol} 401 Unauthorized", number, 'WWW-Authenticate: Basic realm="cam"', "Content-Length: 0")
+            self.request.sendall("\r\n".join((*refusal, "", "")).encode())
+
+
 @contextlib.contextmanager
-def refusing_server(protocol: str = "RTSP/1.0") -> Iterator[int]:
-    """A port on which every request is answered with 401."""
-    code = (
-        "import socket, sys\n"
-        "server = socket.create_server(('127.0.0.1', 0)); print(server.getsockname()[1], flush=True)\n"
-        "while True:\n"
-        "    client, _ = server.accept()\n"
-        "    while request := client.recv(65536).decode():\n"
-        "        number = next((line for line in request.splitlines() if line.startswith('CSeq')), 'X: 0')\n"
-        f"        client.sendall(('{protocol} 401 Unauthorized\\r\\n' + number + '\\r\\nWWW-Authenticate: Basic realm=\"c\"'\n"
-        "            '\\r\\nContent-Length: 0\\r\\n\\r\\n').encode())\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield int(process.stdout.readline())
-    finally:
-        process.kill()
-        process.communicate()
+def refusing_server() -> Iterator[int]:
+    """A port on which every request, of RTSP or HTTP, is answered with 401."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Refusal) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield int(server.server_address[1])
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def children() -> set[int]:
+    """Processes that this one has started, and that still are."""
+    found: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(word) for word in path.read_text(encoding="ascii").split()}
+    return found
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Fails a test that leaves a thread or a process behind."""
+    threads, processes = set(threading.enumerate()), children()
+    yield
+    deadline = time.monotonic() + 2
+    while (set(threading.enumerate()) - threads or children() - processes) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not set(threading.enumerate()) - threads
+    assert not children() - processes
 
 
 # From here on: the camera's own process.
@@ -335,7 +358,8 @@ def _serve_srt(port: int, pictures: _Pictures, asked: argparse.Namespace) -> Non
     program = shutil.which("ffmpeg")
     assert program is not None, "SRT needs Debian's ffmpeg"
     while True:
-        words = ["-loglevel", "quiet", "-fflags", "nobuffer", "-f", "mpegts", "-i", "pipe:0", "-c", "copy", "-f", "mpegts", "-flush_packets", "1"]
+        words = ["-loglevel", "quiet", "-fflags", "nobuffer", "-f", "mpegts", "-i", "pipe:0"]
+        words += ["-c", "copy", "-f", "mpegts", "-flush_packets", "1"]
         with subprocess.Popen(
             [program, *words, f"srt://127.0.0.1:{port}?mode=listener&latency=50000"],
             stdin=subprocess.PIPE,
