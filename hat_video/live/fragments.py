@@ -35,6 +35,7 @@ _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 # player never runs dry between two pictures, and a gap of more than twice the duration would make it wait for the next
 # key frame (W3C MSE, coded frame processing); after so long a gap the encoder makes one anyway.
 _DURATION = _TIMESCALE
+_NO_AGE = 0xFFFFFFFF
 _SYNC, _NOT_SYNC = 0x02000000, 0x01010000
 
 
@@ -89,9 +90,13 @@ class Fragmenter:
         return Fragment(b"".join((moof, mdat, data)), packet.is_key, dts, packet.captured)
 
 
-def age_box(seconds: float) -> bytes:
-    """A `free` box with a picture's age at this moment, in milliseconds; players skip it, the page reads it."""
-    return struct.pack(">I4sI", 12, b"free", min(max(0, round(seconds * 1000)), 0xFFFFFFFF))
+def age_box(seconds: float | None) -> bytes:
+    """A `free` box with a picture's age at this moment, in milliseconds; players skip it, the page reads it.
+
+    None, for a picture that no camera has taken just now, is 2^32-1.
+    """
+    milliseconds = _NO_AGE if seconds is None else min(max(0, round(seconds * 1000)), _NO_AGE - 1)
+    return struct.pack(">I4sI", 12, b"free", milliseconds)
 
 
 def _in_ticks(value: int, time_base: Fraction) -> int:

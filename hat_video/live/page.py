@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -101,6 +101,7 @@ class Page:
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
         self._started = threading.Event()
+        self._is_closed = False
         self._error: BaseException | None = None
         self._fault: str | None = None
         self._packet_at: float | None = None
@@ -132,12 +133,18 @@ class Page:
         self.close()
 
     def close(self) -> None:
-        """Ends every connection, then the thread. Takes well under two seconds, whatever the viewers do."""
+        """Ends every connection, then the thread. Takes less than two seconds, whatever the viewers do."""
         self._ending.set()
+        self.pictures.close()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.worker.shutdown(cancel_futures=True)
+        # A large picture may be in the making, and that cannot be broken off at any moment.
+        last = self.worker.submit(int) if not self._is_closed else None
+        self._is_closed = True
+        self.worker.shutdown(wait=False)
+        if last is not None:
+            wait([last], timeout=1.0)
 
     @property
     def url(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
+import torch
 from av.codec.context import CodecContext, Flags
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -24,6 +25,10 @@ Which = Literal["result", "source", "camera"]
 
 _JPEG = ColorInfo(matrix=6, primaries=1, transfer=13, is_full_range=True, siting="center")
 """What JFIF says that the code values of a JPEG are."""
+_STILL = PixelFormat.parse("yuvj444p")
+_GRAY = PixelFormat.parse("gray")
+_BAND, _MARGIN = 256, 16
+_MOST_WIDE = 1920
 _HELD = 4
 
 
@@ -52,6 +57,11 @@ class Pictures:
         self._held: OrderedDict[int, _Shown] = OrderedDict()
         self._made: dict[tuple[Which, bool], Jpeg] = {}
         self._encoders: dict[tuple[Which, bool], _JpegEncoder] = {}
+        self._is_closed = False
+
+    def close(self) -> None:
+        """From now on there are no pictures; one that is being made is given up soon."""
+        self._is_closed = True
 
     @property
     def number(self) -> int:
@@ -81,7 +91,7 @@ class Pictures:
         self._newest = _Shown(self.number + 1, pictures)
 
     def quick(self, which: Which) -> Jpeg | None:
-        """The newest frame for a moving picture: 4:2:0, good; None if there is none."""
+        """The newest frame for a moving picture: 4:2:0, good, 1920 wide at most; None if there is none."""
         newest = self._newest
         return None if newest is None else self._jpeg(newest, which, is_best=False)
 
@@ -105,27 +115,46 @@ class Pictures:
         return self._jpeg(shown, which, is_best=True)
 
     def _jpeg(self, shown: _Shown, which: Which, *, is_best: bool) -> Jpeg | None:
-        if which not in shown.pictures:
+        if which not in shown.pictures or self._is_closed:
             return None
         made = self._made.get((which, is_best))
         if made is None or made.number != shown.number:
             planes, info = shown.pictures[which]
-            frame = (_exact_frame if is_best else _quick_frame)([plane.cpu() for plane in planes], info)
+            on_cpu = [plane.cpu() for plane in planes]
+            frame = self._exact(on_cpu, info) if is_best else _quick_frame(on_cpu, info)
+            if frame is None:
+                return None
             encoder = self._encoders.get((which, is_best))
             if encoder is None or not encoder.fits(frame):
                 encoder = self._encoders[which, is_best] = _JpegEncoder(frame, 2 if is_best else 4)
             made = self._made[which, is_best] = Jpeg(shown.number, encoder.encode(frame))
         return made
 
+    def _exact(self, planes: Sequence[Tensor], info: VideoInfo) -> VideoFrame | None:
+        """As exactly as the video itself, in bands: the whole of a large picture in floats would be half a gigabyte."""
+        bands = []
+        for top in range(0, info.height, _BAND):
+            if self._is_closed:
+                return None
+            bands.append(_band(planes, info, top))
+        made = [torch.cat(plane) for plane in zip(*bands, strict=True)]
+        jpeg_info = VideoInfo(info.width, info.height, Fraction(1, 25), None, _STILL, _JPEG)
+        return EncoderFrames(_STILL.name, jpeg_info).frame(made, 0)
+
 
 def _quick_frame(planes: Sequence[Tensor], info: VideoInfo) -> VideoFrame:
     """Through FFmpeg's scaler: up to three code values off, in a tenth of the time of the exact way."""
     if info.pixel_format.kind == "gray":
-        return _exact_frame(planes, info, "yuvj420p")  # of gray, the scaler forgets the range
+        # Of gray, the scaler forgets the range.
+        (values,) = from_rgb(to_rgb([planes[0][None]], info.pixel_format, info.color), _GRAY, _JPEG)
+        info, planes = replace(info, pixel_format=_GRAY, color=_JPEG), [values[0]]
     opaque = replace(info, pixel_format=info.pixel_format.opaque)
     frame = EncoderFrames(opaque.pixel_format.name, opaque).frame(planes[:3], 0)
     is_rgb = opaque.pixel_format.kind == "rgb"
+    width = min(_MOST_WIDE, info.width)
     return frame.reformat(
+        width=width,
+        height=max(1, round(info.height * width / info.width)),
         format="yuvj420p",
         src_colorspace=None if is_rgb else info.color.matrix,
         src_color_range=2 if info.color.is_full_range else 1,
@@ -136,12 +165,14 @@ def _quick_frame(planes: Sequence[Tensor], info: VideoInfo) -> VideoFrame:
     )
 
 
-def _exact_frame(planes: Sequence[Tensor], info: VideoInfo, name: str = "yuvj444p") -> VideoFrame:
-    pixel_format = PixelFormat.parse(name)
-    rgb = to_rgb([plane[None] for plane in planes], info.pixel_format, info.color).clamp_(0, 1)
-    made = from_rgb(rgb, pixel_format, _JPEG)
-    jpeg_info = VideoInfo(info.width, info.height, Fraction(1, 25), None, pixel_format, _JPEG)
-    return EncoderFrames(name, jpeg_info).frame([plane[0] for plane in made], 0)
+def _band(planes: Sequence[Tensor], info: VideoInfo, top: int) -> list[Tensor]:
+    """Rows `top` to `top + _BAND`, made with the rows around them that chroma is interpolated from."""
+    first, last = max(0, top - _MARGIN), min(info.height, top + _BAND + _MARGIN)
+    fmt = info.pixel_format
+    down = [fmt.log2_chroma_h if fmt.kind == "yuv" and k in (1, 2) else 0 for k in range(len(planes))]
+    rows = [plane[None, first >> by : -(-last >> by)] for plane, by in zip(planes, down, strict=True)]
+    made = from_rgb(to_rgb(rows, fmt, info.color).clamp_(0, 1), _STILL, _JPEG)
+    return [plane[0, top - first : top - first + _BAND] for plane in made]
 
 
 class _JpegEncoder:

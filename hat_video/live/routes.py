@@ -202,7 +202,7 @@ async def _feed(socket: WebSocket, viewer: Viewer, fragmenter: Fragmenter, woken
     while True:
         woken.clear()
         while (fragment := viewer.take()) is not None:
-            age = 0.0 if fragment.captured is None else time.monotonic() - fragment.captured
+            age = None if fragment.captured is None else time.monotonic() - fragment.captured
             await socket.send_bytes(age_box(age) + fragment.data)
         await woken.wait()
 
@@ -250,9 +250,11 @@ async def _moving(page: Served, of: Which) -> AsyncIterator[bytes]:
             jpeg = await _in_worker(page, page.pictures.quick, of)
             if jpeg is None:
                 return
+            # Large ones come less often, so that this never takes much of what the network needs.
+            pause = max(_MJPEG_SECONDS, 3 * (time.monotonic() - now))
             number, sent = jpeg.number, now
             head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg.data)}\r\n\r\n".encode()
             yield head + jpeg.data + f"\r\n--{_BOUNDARY}\r\n".encode()
-            await asyncio.sleep(max(0.01, sent + _MJPEG_SECONDS - time.monotonic()))
+            await asyncio.sleep(max(0.01, sent + pause - time.monotonic()))
         else:
             await asyncio.sleep(0.02)

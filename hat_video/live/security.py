@@ -244,7 +244,7 @@ _ASK_FOR_TOKEN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>
 body{font:16px/1.5 system-ui,sans-serif;background:#0e1116;color:#e8ecf1;display:grid;place-items:center;height:90vh}
 form{display:grid;gap:.75rem;width:min(20rem,80vw)}input,button{font:inherit;padding:.6rem .8rem;border-radius:.5rem;
 border:1px solid #4a5568;background:#171c24;color:inherit}button{background:#2f6feb;border-color:#2f6feb}</style>
-<form action="/" method="get"><label for="token">This camera asks for its token.</label>
+<form action="/" method="get"><label for="token">__WHY__</label>
 <input id="token" name="token" type="password" autocomplete="off" autofocus required>
 <button>Open</button></form></html>"""
 
@@ -289,7 +289,8 @@ class Guard:
 
 async def _refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
     is_visit = refusal.status == 401 and scope["type"] == "http" and scope["path"] == "/"
-    body = (_ASK_FOR_TOKEN if is_visit else f"{refusal.reason}\n").encode()
+    why = "That is not the token." if "token" in _query(scope) else "This camera asks for its token."
+    body = (_ASK_FOR_TOKEN.replace("__WHY__", why) if is_visit else f"{refusal.reason}\n").encode()
     kind = "text/html; charset=utf-8" if is_visit else "text/plain; charset=utf-8"
     headers = [
         (b"content-type", kind.encode()),

@@ -20,12 +20,12 @@ import torch
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from hat_video.color import from_rgb
+from hat_video.color import from_rgb, to_rgb
 from hat_video.errors import OutputError
 from hat_video.frames import ColorInfo, PixelFormat, VideoInfo
 from hat_video.live.encode import LivePacket
 from hat_video.live.fragments import Fragmenter, Viewer, age_box
-from hat_video.live.pictures import Pictures
+from hat_video.live.pictures import _JPEG, _STILL, Pictures
 from tests.live.scene import BT601, SMALL, TICKS, WEBSOCKET, Coder, Scene, State, picture
 
 
@@ -124,6 +124,7 @@ def test_no_fragment_waits_for_the_next_picture(scene: Scene) -> None:
 
 
 def test_age_comes_ahead_of_each_picture(scene: Scene) -> None:
+    assert age_box(None)[8:] == b"\xff\xff\xff\xff"
     assert age_box(0.25) == struct.pack(">I4sI", 12, b"free", 250)
     with watch(scene) as viewer:
         messages = [viewer.recv(timeout=20) for _ in range(6)][2:]
@@ -235,6 +236,28 @@ def test_a_queue_is_bounded_in_bytes_too() -> None:
         viewer.put(fragmenter.fragment(packet))
         assert viewer.held <= 300_000
     coder.close()
+
+
+def test_who_reads_slowly_gets_whole_groups_of_pictures() -> None:
+    with Scene(noise=True, coder=Coder(crf=5), fps=30) as scene:
+        address = f"ws://127.0.0.1:{scene.port}/stream"
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", scene.port))
+        with connect(address, sock=connection, compression=None, max_size=None, max_queue=1) as viewer:
+            viewer.recv(timeout=20)
+            viewer.recv(timeout=20)
+            numbers = []
+            while len(numbers) < 60:
+                message = bytes(viewer.recv(timeout=20, decode=False))
+                number = int.from_bytes(message[32:36], "big")
+                is_key = message[108:112] == b"\x02\0\0\0"
+                # Where something is missing, it goes on with a key frame.
+                assert is_key or number == numbers[-1] + 1
+                numbers.append(number)
+                time.sleep(0.1 if len(numbers) < 40 else 0)
+            assert numbers[-1] - numbers[0] >= len(numbers), "it was not slow enough for this test"
+            assert scene.page.output_figures.dropped > 0
 
 
 def test_who_never_reads_costs_nothing_and_is_let_go() -> None:
@@ -405,6 +428,29 @@ def test_pictures_of_odd_size_and_of_changing_size() -> None:
         for made in (pictures.quick("source"), pictures.best("source"), pictures.best("result")):
             assert made is not None
             assert jpeg(made.data).shape == (height, width, 3)
+
+
+def test_moving_pictures_are_not_huge() -> None:
+    info = VideoInfo(3840, 2160, TICKS, Fraction(15), PixelFormat.parse("yuv420p"), BT601)
+    planes = [torch.full(size, 90, dtype=torch.uint8) for size in info.pixel_format.plane_sizes(3840, 2160)]
+    pictures = Pictures()
+    pictures.show((planes, info), (planes, info))
+    made = pictures.quick("result")
+    assert made is not None
+    assert jpeg(made.data).shape == (1080, 1920, 3)
+    pictures.close()
+    assert pictures.quick("source") is pictures.best("source") is None
+
+
+def test_a_large_still_is_made_in_bands_that_do_not_show() -> None:
+    info = VideoInfo(50, 601, TICKS, None, PixelFormat.parse("yuv420p"), BT601)
+    planes = [torch.randint(16, 236, size, dtype=torch.uint8) for size in info.pixel_format.plane_sizes(50, 601)]
+    whole = from_rgb(to_rgb([p[None] for p in planes], info.pixel_format, BT601).clamp_(0, 1), _STILL, _JPEG)
+    frame = Pictures()._exact(planes, info)
+    assert frame is not None
+    for made, wanted in zip(frame.planes, whole, strict=True):
+        rows = np.frombuffer(memoryview(made), np.uint8).reshape(601, made.line_size)[:, :50]
+        assert np.array_equal(rows, wanted[0].numpy())
 
 
 def test_a_picture_is_made_once_however_many_ask() -> None:
