@@ -337,3 +337,15 @@ def test_importing_it_needs_no_openvino() -> None:
     code = "import sys; import hat_video.inference.openvino_backend; sys.exit('openvino' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert openvino_version() is not None
+
+
+def test_nobody_is_told_of_it() -> None:
+    """By itself the import of OpenVINO sends an event to its makers, from a thread that stays."""
+    code = (
+        "import sys, threading, torch; from hat_video import Upscaler, load_model;"
+        "Upscaler(load_model('hat-pico'), backend='openvino')(torch.rand(1, 3, 32, 32));"
+        "assert 'openvino' in sys.modules and 'openvino_telemetry' not in sys.modules;"
+        "names = [thread.name for thread in threading.enumerate()];"
+        "assert not any('ThreadPool' in name for name in names), names"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

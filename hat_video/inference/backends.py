@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hat_video.errors import ModelError, OptionError
 from hat_video.inference.openvino_backend import OpenVINOHAT, openvino_version
+from hat_video.inference.openvino_quiet import import_openvino
 from hat_video.inference.optimize import FastHAT, optimize
 from hat_video.inference.precision import DTYPES, has_fast_bf16
 from hat_video.model.hat import HAT, HATConfig
@@ -72,6 +73,7 @@ def _against_openvino(network: HAT, precision: str, device: torch.device) -> str
     if precision == "bf16" and not has_fast_bf16(device):
         return "it has no bf16 on this CPU"
     try:
+        import_openvino()  # before the file that cannot do without
         from hat_video.inference.openvino_graph import build_graph
 
         side = 2 * network.config.multiple

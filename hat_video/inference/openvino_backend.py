@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from hat_video.errors import ModelError, OptionError
+from hat_video.inference.openvino_quiet import import_openvino
 from hat_video.inference.processors import cpu_count
 from hat_video.model.hat import HAT
 
@@ -85,6 +86,7 @@ class OpenVINOHAT:
             raise OptionError(f"--precision {precision}: OpenVINO has fp32 and bf16 on a CPU")
         if openvino_version() is None:
             raise OptionError("OpenVINO is not installed; pip install 'hat-video[openvino]'")
+        import_openvino()  # before the files that cannot do without
         self.config = network.config
         self.precision: Precision = precision
         self.in_flight = in_flight or cpu_count()
@@ -224,16 +226,12 @@ class _Requests:
 
 
 def _shared(tensor: Tensor) -> Any:
-    import openvino
-
-    return openvino.Tensor(tensor.numpy(), shared_memory=True)
+    return import_openvino().Tensor(tensor.numpy(), shared_memory=True)
 
 
 @cache
 def _core() -> Any:
-    import openvino
-
-    return openvino.Core()
+    return import_openvino().Core()
 
 
 class OpenVINOCache:

@@ -82,6 +82,10 @@ class Muxer:
     ) -> None:
         self._writer, self._start = writer, start
         self._is_open = False
+        # MP4 has durations for times: a picture's is known when the next one comes. Guessed at a fragment's end, it
+        # would show the next picture at another time.
+        self._holds_one = container == "mp4"
+        self._held: Packet[Stream] | None = None
         self.frames = 0
         """Pictures written."""
         options = {**_ALWAYS, **_OPTIONS.get(container, {})}
@@ -116,13 +120,26 @@ class Muxer:
         made: Packet[Stream] = Packet(packet.data)
         made.stream, made.time_base, made.is_keyframe = stream, packet.time_base, packet.is_key
         made.pts, made.dts, made.duration = packet.pts - start + shift, packet.dts - start + shift, packet.duration
-        self._out.mux(made)
+        if self._holds_one and packet.kind == "video":
+            self._release(made.dts)
+            self._held = made
+        else:
+            self._out.mux(made)
         self.frames += packet.kind == "video"
         return True
 
     def close(self) -> None:
         """Finishes the container."""
+        self._release()
         self._out.close()
+
+    def _release(self, next_dts: int | None = None) -> None:
+        """Writes the picture that was held back until the next one's time was known."""
+        held, self._held = self._held, None
+        if held is not None:
+            if next_dts is not None and held.dts is not None:
+                held.duration = next_dts - held.dts
+            self._out.mux(held)
 
     def abandon(self) -> None:
         """Lets go after an error: what is written stays as it is, and nothing is added to it."""
