@@ -153,7 +153,10 @@ class Reading:
         run = self._run
         run.frames += 1
         run.corrupt += bool(frame.is_corrupt)
-        arrived = next((at for pts, at in self._arrivals if pts == frame.pts), self._arrived)
+        # A decoder that reorders gives a picture later than its packet came.
+        arrived = self._arrived
+        if frame.pts is not None:
+            arrived = next((at for pts, at in self._arrivals if pts == frame.pts), arrived)
         if run.source_info is not None and not self._is_as_agreed(frame, run.source_info):
             return
         ticks = self._ticks(frame.pts, arrived)
