@@ -103,7 +103,7 @@ class Capture:
             while not ready.wait(0.05) and time.monotonic() < deadline:
                 if self._stop.is_set():
                     break
-            if self._run.info is None:
+            if not self._run.has_frame:
                 if self._stop.is_set():
                     raise CancelledError("stopped before the first picture")
                 if self.error is not None:
@@ -207,7 +207,7 @@ class Capture:
                 self._connect_for_ever()
         except Exception as error:  # noqa: BLE001 - whoever owns the capture is told
             self.error = error
-            if run.info is not None:
+            if run.has_frame:
                 run.on_event(CaptureEvent("failed", self._without_name(error)))
         finally:
             self._ended.set()
@@ -220,7 +220,7 @@ class Capture:
             problem = self._connect()
             if self._is_closing():
                 return
-            if self._run.info is None:
+            if not self._run.has_frame:
                 raise SourceError(f"{self.source.name}: {problem or 'there is no picture in it'}")
             if problem is None:
                 self._run.on_event(CaptureEvent("ended", "the source has ended"))
@@ -248,7 +248,7 @@ class Capture:
     def _connect(self) -> str | None:
         """One connection, from open to end; why it ended, or None if that was the end of the source."""
         run = self._run
-        is_first, before, began = run.info is None, run.connections, time.monotonic()
+        is_first, before, began = not run.has_frame, run.connections, time.monotonic()
         patience = self._open_timeout - _MARGIN_SECONDS if is_first else self._open_timeout
         run.deadline = began + patience
         try:

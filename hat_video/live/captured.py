@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import av
 from av.codec.context import CodecContext
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hat_video.errors import OptionError
 from hat_video.frames import VideoInfo
-from hat_video.live.clock import LIVE_TIME_BASE
+from hat_video.live.adts import header_for
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
@@ -99,28 +99,41 @@ class CaptureFigures:
 
 
 class AudioHead:
-    """What a source's sound is; it stays valid when the connection has gone."""
+    """What a source's sound is; it stays valid when the connection has gone.
 
-    def __init__(self, stream: AudioStream) -> None:
+    Args:
+        stream: the source's.
+        first: a packet of it, if there is one yet; AAC of a transport stream says in its packets what it is.
+
+    Raises:
+        ValueError: it is of a kind that no container here holds.
+    """
+
+    def __init__(self, stream: AudioStream, first: bytes | None = None) -> None:
         context = stream.codec_context
         self.codec: str = context.name
         """FFmpeg's name of it."""
         self.sample_rate: int = context.sample_rate
         self.layout: str = context.layout.name
         self.extradata: bytes | None = bytes(context.extradata) if context.extradata else None
-        """None for AAC of a transport stream: each packet begins with an ADTS header instead."""
+        """What decoders and containers have to know beforehand; always there for AAC, whose packets have no headers."""
         # A container in memory: the stream lives as long as this does.
         self._hub = av.open(io.BytesIO(), "w", format="matroska")
-        self.template: Stream = self._hub.add_stream_from_template(stream, opaque=True)
+        template = self._hub.add_stream_from_template(stream, opaque=True)
+        if self.codec == "aac" and self.extradata is None:
+            self.extradata = header_for(first, self.sample_rate, context.layout.nb_channels)
+            template.codec_context.extradata = self.extradata
+            # Only now does the stream know of it, and whoever copies it.
+            self._hub.start_encoding()
+        self.template: Stream = template
         """For `add_stream_from_template(template, opaque=True)`."""
 
     def open_decoder(self) -> AudioCodecContext:
         """A decoder of its own for the packets that come."""
-        context: AudioCodecContext = CodecContext.create(self.codec, "r")  # type: ignore[assignment]
+        context = cast("AudioCodecContext", CodecContext.create(self.codec, "r"))
         context.sample_rate, context.layout = self.sample_rate, self.layout
         if self.extradata is not None:
             context.extradata = self.extradata
-        context.time_base = LIVE_TIME_BASE
         return context
 
     def is_like(self, stream: AudioStream) -> bool:

@@ -119,7 +119,7 @@ class HlsOutput(Output):
             self._first_number += 1
             self._first_anew += gone.begins_anew
             self._behind.append(gone.name)
-        self._write_playlist(is_over=self._queue.is_over)
+        self._write_playlist(is_over=self._queue.is_over and not self._open)
         while len(self._behind) > _KEPT_BEHIND:
             self._playlist.with_name(self._behind.popleft()).unlink(missing_ok=True)
 

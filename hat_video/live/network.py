@@ -175,8 +175,9 @@ class _Child:
         """Lets it end by itself, and kills it if it does not."""
         with suppress(OSError):
             self.input.close()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(_CLOSE_SECONDS)
+        give_up = time.monotonic() + _CLOSE_SECONDS
+        while self.process.poll() is None and time.monotonic() < give_up and not self.aborted.wait(0.02):
+            pass
         self.kill()
 
     def kill(self) -> None:

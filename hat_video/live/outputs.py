@@ -42,7 +42,7 @@ _GRAMMAR = (
     f" {' '.join(f'{scheme}://' for scheme in NETWORK_SCHEMES)}..., vcam:, or - for standard output"
 )
 _OPEN_SECONDS = 4.8
-_CLOSE_SECONDS = 2.0
+_CLOSE_SECONDS = 1.6
 _LEAST_SECONDS = 1.0
 # Sound that is ahead of the pictures waits for them; so long, or so many packets.
 _HELD_SECONDS, _HELD_PACKETS = 5.0, 2000
@@ -94,7 +94,7 @@ def parse_output(
             raise OptionError(f"--format {stdout_format}: standard output of a camera is {' or '.join(_STDOUT)}")
         return OutputPlan("stdout", "-", _STDOUT[stdout_format], "-")
     if text.startswith("vcam:"):
-        return OutputPlan("vcam", shown, None, text.removeprefix("vcam:"))
+        return OutputPlan("vcam", text.removesuffix(":"), None, text.removeprefix("vcam:"))
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if scheme is not None:
         return OutputPlan("network", shown, _network_container(text, scheme[1].lower()), text)
@@ -122,6 +122,8 @@ def _network_container(text: str, scheme: str) -> str:
         raise OptionError(f"-o {shown}: is no URL; its port must be a number below 65536") from None
     if not host or (port is None and scheme in ("srt", "tcp", "udp")):
         raise OptionError(f"-o {shown}: names no host and port, as in {scheme}://127.0.0.1:5000")
+    if re.search(r"[?&](listen=[1-9]|mode=listener)", text):
+        raise OptionError(f"-o {shown}: a run connects to others and waits for none; use --serve, or push to a server")
     return NETWORK_SCHEMES[scheme]
 
 
@@ -202,7 +204,7 @@ class _Order:
             return [*ready, packet]
         now = time.monotonic()
         self._held.append((now, packet))
-        ready = self._until(self._reached)
+        ready = self._until(self._reached + 1)
         while self._held and (now - self._held[0][0] > _HELD_SECONDS or len(self._held) > _HELD_PACKETS):
             ready.append(self._held.popleft()[1])
         return ready
@@ -223,8 +225,8 @@ class _Order:
 class FanOut:
     """Hands every packet to every output. A context manager; `send` and `show` may be called from any thread.
 
-    Entering it opens all outputs and returns within five seconds; leaving it gives them two seconds to write what they
-    have and to finish properly. It must be left before the encoder is closed.
+    Entering it opens all outputs and returns within five seconds; leaving it takes two seconds at most, in which they
+    write what they have and finish properly. It must be left before the encoder is closed.
 
     Args:
         encoder: whose packets these are.
@@ -337,7 +339,7 @@ class FanOut:
     def _abort(self) -> None:
         for output in self._outputs:
             output.abort()
-        give_up = time.monotonic() + 1.0
+        give_up = time.monotonic() + 0.4
         for output in self._outputs:
             output.join(max(0.0, give_up - time.monotonic()))
 

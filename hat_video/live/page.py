@@ -93,8 +93,8 @@ class Page:
         self.pictures = Pictures()
         self.audience = Audience(encoder.ask_for_key, limit=viewers)
         self.fragmenter: Fragmenter | None = None
-        self.mjpeg_viewers = 0
-        self.helpers = 0
+        self.mjpeg_viewers: set[object] = set()
+        self.helpers: set[object] = set()
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="hat-video page pictures")
         self._port = 0
         self._server: uvicorn.Server | None = None
@@ -157,7 +157,7 @@ class Page:
     @property
     def viewers(self) -> int:
         """How many look at this moment."""
-        return len(self.audience) + self.mjpeg_viewers
+        return len(self.audience) + len(self.mjpeg_viewers)
 
     @property
     def is_ending(self) -> bool:

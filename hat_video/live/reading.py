@@ -17,13 +17,15 @@ from torch import Tensor
 
 from hat_video.errors import SourceError
 from hat_video.frames import PixelFormat, VideoInfo
+from hat_video.live.adts import without_header
 from hat_video.live.captured import AudioHead, Captured, CaptureEvent, Roi
 from hat_video.live.clock import LIVE_TIME_BASE, SourceClock
 from hat_video.live.connection import Connection
-from hat_video.live.source_recorder import SourceRecorder
+from hat_video.live.source_recorder import SourcePacket, SourceRecorder
 from hat_video.media.describe import describe, nearest_planar, planes_of, to_fraction
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.video.frame import VideoFrame
 
 __all__ = ["ChangedError", "Reading", "Run"]
@@ -61,6 +63,8 @@ class Run:
     ready: threading.Event = field(default_factory=threading.Event)
     """Set with the first picture, or when there will be none."""
     clock: SourceClock = field(default_factory=SourceClock)
+    has_frame: bool = False
+    """Whether a picture has been given out."""
     deadline: float = 0.0
     """`time.monotonic()` at which the connection is given up."""
     frames: int = 0
@@ -89,9 +93,6 @@ class Reading:
     Args:
         run: what is known from earlier connections, and gets what is learned from this one.
         connection: freshly opened.
-
-    Raises:
-        OptionError: its packets cannot be recorded.
     """
 
     def __init__(self, run: Run, connection: Connection) -> None:
@@ -103,17 +104,16 @@ class Reading:
         self._arrivals: deque[tuple[int | None, float]] = deque(maxlen=_MOST_DELAYED)
         self._arrived = 0.0
         self._held: deque[tuple[Packet[Any], float]] = deque(maxlen=_MOST_HELD)
-        self._has_sound = run.on_audio is not None and connection.audio is not None
+        self._has_sound = self._has_adts = False
         if connection.in_pieces:
             run.stall_seconds = max(run.stall_seconds, _PIECES_STALL_SECONDS)
         run.clock.reconnected()
-        if run.recorder is not None:
-            run.recorder.connected(connection.video, connection.audio)
 
     def read(self) -> None:
         """Returns when the source has ended.
 
         Raises:
+            OptionError: the part does not fit into its picture, or its packets cannot be recorded.
             ChangedError: its pictures have been of another size or format for seconds.
             FFmpegError, OSError: the connection is broken, silent, or the capture is to end.
         """
@@ -153,7 +153,10 @@ class Reading:
         run = self._run
         run.frames += 1
         run.corrupt += bool(frame.is_corrupt)
-        arrived = next((at for pts, at in self._arrivals if pts == frame.pts), self._arrived)
+        # A decoder that reorders gives a picture later than its packet came.
+        arrived = self._arrived
+        if frame.pts is not None:
+            arrived = next((at for pts, at in self._arrivals if pts == frame.pts), arrived)
         if run.source_info is not None and not self._is_as_agreed(frame, run.source_info):
             return
         ticks = self._ticks(frame.pts, arrived)
@@ -170,6 +173,7 @@ class Reading:
         planes = self._planes(frame)
         run.decode_seconds += time.perf_counter() - began
         run.on_frame(Captured(planes, ticks, arrived))
+        run.has_frame = True
         run.ready.set()
 
     def _ticks(self, pts: int | None, arrived: float) -> int | None:
@@ -193,13 +197,22 @@ class Reading:
         run.source_info, run.roi = info, roi
         for note in notes:
             run.note(f"{note}; a live picture is not deinterlaced" if "woven" in note else note)
-        if self._has_sound:
-            sound = connection.audio
-            assert sound is not None
-            if sound.codec_context.sample_rate and sound.codec_context.layout.nb_channels:
-                run.audio = AudioHead(sound)
-            else:
-                run.note(f"its sound ({sound.codec_context.name}) is left out: it did not say in time what it is")
+        if connection.audio is not None:
+            run.audio = self._head_of(connection.audio)
+
+    def _head_of(self, sound: AudioStream) -> AudioHead | None:
+        name = sound.codec_context.name
+        if self._connection.by_arrival:
+            return None
+        if not (sound.codec_context.sample_rate and sound.codec_context.layout.nb_channels):
+            self._run.note(f"its sound ({name}) is left out: it did not say in time what it is")
+            return None
+        packets = (packet for packet, _ in self._held if packet.stream.type == "audio")
+        try:
+            return AudioHead(sound, next(map(bytes, packets), None))
+        except ValueError:
+            self._run.note(f"its sound ({name}) is left out: no container here holds it")
+            return None
 
     def _rate(self) -> Fraction | None:
         stream = self._connection.video
@@ -212,13 +225,13 @@ class Reading:
         self._has_picture = True
         run.connections += 1
         run.deadline = time.monotonic() + run.stall_seconds
-        if self._has_sound:
-            assert sound is not None
-            if run.audio is None:
-                self._has_sound = False
-            elif not run.audio.is_like(sound):
-                self._has_sound = False
+        if sound is not None and run.audio is not None:
+            self._has_sound = run.audio.is_like(sound)
+            self._has_adts = sound.codec_context.name == "aac" and not sound.codec_context.extradata
+            if not self._has_sound:
                 run.note("its sound is of another kind than before, and is left out")
+        if run.recorder is not None:
+            run.recorder.connected(self._connection.video, run.audio)
         if run.connections > 1:
             run.on_event(CaptureEvent("up", "pictures come again"))
 
@@ -251,25 +264,34 @@ class Reading:
         """To the sound's taker and the recorder; what comes before the first picture waits for its time."""
         self._held.append((packet, self._arrived))
         while self._has_picture and self._held:
-            self._give(*self._held.popleft())
+            held, arrived = self._held.popleft()
+            if self._has_sound or held.stream.type == "video":
+                self._give(held, arrived)
 
     def _give(self, packet: Packet[Any], arrived: float) -> None:
         run, clock = self._run, self._run.clock
-        time_base = to_fraction(packet.time_base) or self._time_base
-        if packet.pts is None and not self._connection.by_arrival:
+        is_video = packet.stream.type == "video"
+        if is_video and run.recorder is None:
             return
+        time_base = to_fraction(packet.time_base) or self._time_base
+        if self._connection.by_arrival and is_video:
+            pts = dts = clock.latest
+        elif packet.pts is None or self._connection.by_arrival:
+            return
+        else:
+            pts = clock.at(packet.pts, time_base)
+            dts = pts if packet.dts is None else clock.at(packet.dts, time_base)
+        data = bytes(packet)
+        if self._has_adts and not is_video:
+            data = without_header(data)
+        duration = round((packet.duration or 0) * time_base / LIVE_TIME_BASE)
         if run.recorder is not None:
-            if self._connection.by_arrival:
-                run.recorder.put(packet, clock.latest, clock.latest)
-            else:
-                dts = packet.pts if packet.dts is None else packet.dts
-                run.recorder.put(packet, clock.at(packet.pts or 0, time_base), clock.at(dts or 0, time_base))
-        if packet.stream.type == "audio" and self._has_sound and run.on_audio is not None and packet.pts is not None:
+            run.recorder.put(SourcePacket(is_video, data, pts, dts, duration, packet.is_keyframe))
+        if not is_video and run.on_audio is not None and packet.pts is not None:
             ticks = clock.audio(packet.pts, time_base, arrived)
             if ticks is not None:
-                copy: Packet[Any] = Packet(bytes(packet))
-                copy.time_base, copy.pts, copy.dts = LIVE_TIME_BASE, ticks, ticks
-                copy.duration = round((packet.duration or 0) * time_base / LIVE_TIME_BASE)
+                copy: Packet[Any] = Packet(data)
+                copy.time_base, copy.pts, copy.dts, copy.duration = LIVE_TIME_BASE, ticks, ticks, duration
                 copy.is_keyframe = True
                 run.on_audio(copy)
 

@@ -41,8 +41,8 @@ class Served(Protocol):
     pictures: Pictures
     worker: ThreadPoolExecutor
     viewers_limit: int
-    mjpeg_viewers: int
-    helpers: int
+    mjpeg_viewers: set[object]
+    helpers: set[object]
 
     def figures(self) -> LiveFigures: ...
     def move_roi(self, x: int, y: int) -> tuple[int, int] | None: ...
@@ -222,22 +222,25 @@ def _too_many(page: Served) -> PlainTextResponse:
 
 def _mjpeg(page: Served, of: Which) -> Response:
     is_viewer = of == "result"
-    if page.viewers >= page.viewers_limit if is_viewer else page.helpers >= 2 * page.viewers_limit:
+    if page.viewers >= page.viewers_limit if is_viewer else len(page.helpers) >= 2 * page.viewers_limit:
         return _too_many(page)
     if not page.pictures.number or (of == "camera" and not page.pictures.has_camera):
         return _no_picture(page, of)
     kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
-    return StreamingResponse(_counted(page, is_viewer, _moving(page, of)), media_type=kind)
+    return StreamingResponse(
+        _among(page.mjpeg_viewers if is_viewer else page.helpers, _moving(page, of)), media_type=kind
+    )
 
 
-async def _counted(page: Served, is_viewer: bool, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    name = "mjpeg_viewers" if is_viewer else "helpers"
-    setattr(page, name, getattr(page, name) + 1)
+async def _among(crowd: set[object], parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Counts one in the crowd while it is served."""
+    one = object()
+    crowd.add(one)
     try:
         async for part in parts:
             yield part
     finally:
-        setattr(page, name, getattr(page, name) - 1)
+        crowd.discard(one)
 
 
 async def _moving(page: Served, of: Which) -> AsyncIterator[bytes]:

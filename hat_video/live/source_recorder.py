@@ -15,14 +15,14 @@ from av.error import FFmpegError
 from av.packet import Packet
 
 from hat_video.errors import OptionError, OutputError
+from hat_video.live.captured import AudioHead
 from hat_video.live.clock import LIVE_TIME_BASE
 
 if TYPE_CHECKING:
-    from av.audio.stream import AudioStream
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-__all__ = ["SourceRecorder"]
+__all__ = ["SourcePacket", "SourceRecorder"]
 
 # A file that is killed in the middle stays readable up to the last packets.
 _FORMATS: dict[str, tuple[str, dict[str, str]]] = {
@@ -36,7 +36,9 @@ _MOST_WAITING = 600
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
+class SourcePacket:
+    """One packet of the camera, with its own bytes; its times are live ticks."""
+
     is_video: bool
     data: bytes
     pts: int
@@ -71,72 +73,63 @@ class SourceRecorder:
         """Packets written."""
         self._format, self._options = _FORMATS[path.suffix.lower()]
         self._on_trouble = on_trouble
-        self._waiting: queue.Queue[_Copy | None] = queue.Queue(_MOST_WAITING)
+        self._waiting: queue.Queue[SourcePacket | None] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
         self._needs_key = True
         self._is_broken = False
         self._head: tuple[Any, ...] = ()
         self._last: dict[bool, int] = {}
 
-    def connected(self, video: VideoStream, audio: AudioStream | None) -> None:
+    def connected(self, video: VideoStream, sound: AudioHead | None) -> None:
         """A connection's streams; the first one decides what the file holds.
 
         Raises:
             OptionError: the camera gives raw pictures, or packets that the container cannot hold.
         """
         self._needs_key = True
-        head = _head_of(video)
+        context = video.codec_context
+        head = (context.name, context.width, context.height)
         if self._thread is not None:
-            if head != self._head:
+            if head != self._head and not self._is_broken:
                 self._break(f"the camera sends {head[0]} {head[1]}x{head[2]} now; {self.path} ends here")
             return
-        if video.codec_context.name in _RAW:
+        if context.name in _RAW:
             raise OptionError(
-                f"--record-source {self.path}: the source gives raw pictures ({video.codec_context.name}), which are"
-                " not recorded; record the result (-o), or choose --input-format mjpeg or h264"
+                f"--record-source {self.path}: the source gives raw pictures ({context.name}), which are not recorded; "
+                "record the result (-o), or choose --input-format mjpeg or h264"
             )
         self._head = head
-        # Templates of its own: the camera's streams go with their connection.
-        self._hub = av.open(io.BytesIO(), "w", format="matroska")
-        self._templates: list[Stream] = []
-        for stream in (video, audio):
-            if stream is None:
-                continue
-            problem, name = self._refuses([*self._templates, stream]), stream.codec_context.name
-            if problem is None:
-                self._templates.append(self._hub.add_stream_from_template(stream, opaque=True))
-            elif stream is video:
-                raise OptionError(
-                    f"--record-source {self.path}: {self._format} does not hold this {name} ({problem}); try .mkv"
-                )
+        # A template of its own: the camera's streams go with their connection.
+        self._hub = av.open(io.BytesIO(), "w", format=self._format)
+        if (problem := self._refusal([video])) is not None:
+            raise OptionError(
+                f"--record-source {self.path}: {self._format} does not hold this {context.name} ({problem}); try .mkv"
+            )
+        self._templates: list[Stream] = [self._hub.add_stream_from_template(video, opaque=True)]
+        if sound is not None:
+            if (problem := self._refusal([*self._templates, sound.template])) is None:
+                self._templates.append(sound.template)
             else:
-                self._on_trouble(f"its sound ({name}) is not recorded: {self._format} does not hold it ({problem})")
+                self._on_trouble(f"its sound ({sound.codec}) is not recorded: {self._format} does not hold it")
         self._thread = threading.Thread(target=self._write, name="source-recorder", daemon=True)
         self._thread.start()
 
-    def put(self, packet: Packet[Any], pts: int, dts: int) -> None:
-        """Takes a copy of a packet; never waits.
-
-        Args:
-            packet: of one of the connection's streams.
-            pts: in LIVE_TIME_BASE, as is `dts`.
-        """
-        is_video = packet.stream.type == "video"
-        if self._thread is None or self._is_broken or (not is_video and len(self._templates) < 2):
+    def put(self, copy: SourcePacket) -> None:
+        """Takes a packet; never waits."""
+        if self._thread is None or self._is_broken or (not copy.is_video and len(self._templates) < 2):
             return
-        if self._needs_key and not (is_video and packet.is_keyframe):
+        if self._needs_key and not (copy.is_video and copy.is_key):
             return
-        if dts <= self._last.get(is_video, dts - 1) or pts < dts:
+        if copy.dts <= self._last.get(copy.is_video, copy.dts - 1) or copy.pts < copy.dts:
             return
-        duration = round((packet.duration or 0) * (packet.time_base or 0) / LIVE_TIME_BASE)
         try:
-            self._waiting.put_nowait(_Copy(is_video, bytes(packet), pts, dts, duration, packet.is_keyframe))
+            self._waiting.put_nowait(copy)
         except queue.Full:
             self.dropped += 1
             self._needs_key = True
             return
         self._needs_key = False
-        self._last[is_video] = dts
+        self._last[copy.is_video] = copy.dts
 
     def close(self, timeout: float) -> None:
         """Ends the file; at most so many seconds are spent on what still waits."""
@@ -148,20 +141,15 @@ class SourceRecorder:
             self._is_broken = True
         self._thread.join(timeout / 2)
 
-    def _refuses(self, streams: list[Any]) -> str | None:
+    def _refusal(self, streams: list[Stream]) -> str | None:
         """Why the container does not hold these; tried in memory."""
-        trial = av.open(io.BytesIO(), "w", format=self._format, options=dict(self._options))
         try:
-            for stream in streams:
-                trial.add_stream_from_template(stream, opaque=True)
-            trial.start_encoding()
+            with av.open(io.BytesIO(), "w", format=self._format, options=dict(self._options)) as trial:
+                for stream in streams:
+                    trial.add_stream_from_template(stream, opaque=True)
+                trial.start_encoding()
         except (FFmpegError, ValueError) as error:
             return str(getattr(error, "strerror", None) or error)
-        finally:
-            try:
-                trial.close()
-            except (FFmpegError, ValueError):
-                trial = None  # type: ignore[assignment]
         return None
 
     def _break(self, problem: str) -> None:
@@ -184,15 +172,10 @@ class SourceRecorder:
                 f"--record-source {self.path}: {getattr(error, 'strerror', None) or error}; recording has ended"
             )
 
-    def _next(self) -> _Copy | None:
+    def _next(self) -> SourcePacket | None:
         while not self._is_broken:
             try:
                 return self._waiting.get(timeout=0.2)
             except queue.Empty:
                 continue
         return None
-
-
-def _head_of(video: VideoStream) -> tuple[Any, ...]:
-    context = video.codec_context
-    return context.name, context.width, context.height

@@ -143,7 +143,8 @@ def parse_source(
                     f"{name} {value}: {what} comes as it comes; only a device, screen: and test: are asked"
                 )
         if text == "-":
-            return CameraSource("pipe", "-", "standard input", input_format, dict(_PATIENT))
+            options = _PROMPT | {"probesize": "500000", "analyzeduration": "500000"}
+            return CameraSource("pipe", "-", "standard input", input_format, options)
         return _network(text, scheme, input_format)
     return _device(text, size, fps, input_format)
 

@@ -15,6 +15,7 @@ import base64
 import contextlib
 import io
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,7 +33,17 @@ import av
 import numpy as np
 import pytest
 
-__all__ = ["KINDS", "Camera", "free_port", "is_flashing", "mute_server", "nothing_left", "read_clock", "refusing_server"]
+__all__ = [
+    "KINDS",
+    "Camera",
+    "bare_h264",
+    "free_port",
+    "is_flashing",
+    "mute_server",
+    "nothing_left",
+    "read_clock",
+    "refusing_server",
+]
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("udp", "tcp", "rtmp", "mjpeg", "rtsp", "srt")
@@ -162,7 +173,12 @@ class _Refusal(socketserver.BaseRequestHandler):
         while request := self.request.recv(65536).decode():
             number = next((line for line in request.splitlines() if line.startswith("CSeq")), "X-None: 0")
             protocol = "RTSP/1.0" if "RTSP/1.0" in request else "HTTP/1.1"
-            refusal = (f"{protocol} 401 Unauthorized", number, 'WWW-Authenticate: Basic realm="cam"', "Content-Length: 0")
+            refusal = (
+                f"{protocol} 401 Unauthorized",
+                number,
+                'WWW-Authenticate: Basic realm="cam"',
+                "Content-Length: 0",
+            )
             self.request.sendall("\r\n".join((*refusal, "", "")).encode())
 
 
@@ -198,6 +214,22 @@ def nothing_left() -> Iterator[None]:
         time.sleep(0.02)
     assert not set(threading.enumerate()) - threads
     assert not children() - processes
+
+
+def bare_h264() -> list[bytes]:
+    """Forty pictures of noise, 64x48, each a packet of its own."""
+    context: Any = av.CodecContext.create("libx264", "w")
+    context.width, context.height, context.pix_fmt, context.time_base = 64, 48, "yuv420p", Fraction(1, 25)
+    context.options = {"preset": "ultrafast", "tune": "zerolatency", "threads": "1"}
+    packets = []
+    noise = random.Random(7)
+    for k in range(40):
+        frame = av.VideoFrame(64, 48, "yuv420p")
+        for plane in frame.planes:
+            plane.update(noise.randbytes(plane.buffer_size))
+        frame.pts = k
+        packets += [bytes(packet) for packet in context.encode(frame)]
+    return packets
 
 
 # From here on: the camera's own process.

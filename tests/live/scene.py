@@ -18,6 +18,7 @@ import av
 import numpy as np
 import torch
 from torch import Tensor
+from websockets.sync.client import ClientConnection, connect
 
 from hat_video.color import from_rgb
 from hat_video.frames import ColorInfo, PixelFormat, VideoInfo
@@ -175,9 +176,12 @@ class Scene:
     ) -> None:
         self.finish_feeding()
         fault = self.page.output_figures.error
+        threads = [thread for thread in (self.page._thread, *self.page.worker._threads) if thread is not None]
         self.page.close()
         self.coder.close()
-        assert kind is not None or fault is None, fault
+        if kind is None:
+            assert fault is None, fault
+            self.wait(lambda: not any(thread.is_alive() for thread in threads))
 
     def finish_feeding(self) -> None:
         self._is_done.set()
@@ -238,6 +242,24 @@ class Scene:
         connection.connect(("127.0.0.1", self.port))
         connection.sendall(request.replace("\n", "\r\n").encode())
         return connection
+
+
+def watch(scene: Scene, **options: Any) -> ClientConnection:
+    """A viewer of the coded video."""
+    address = f"ws://127.0.0.1:{scene.port}/stream"
+    return connect(address, compression=None, max_size=None, open_timeout=20, **options)
+
+
+def pictures_of(data: bytes) -> list[np.ndarray]:
+    """Decoded by FFmpeg, as (H, W) luma."""
+    with av.open(io.BytesIO(data), format="mp4") as container:
+        return [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+
+
+def read_jpeg(data: bytes) -> np.ndarray:
+    """(H, W, 3) uint8 RGB."""
+    with av.open(io.BytesIO(data), format="jpeg_pipe") as container:
+        return next(container.decode(video=0)).to_ndarray(format="rgb24")
 
 
 WEBSOCKET = """GET {path} HTTP/1.1

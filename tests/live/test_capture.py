@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socketserver
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,14 +85,12 @@ class Watch:
 
 def assert_rises(watch: Watch) -> None:
     ticks = [captured.ticks for captured in watch.frames]
-    assert all(a < b for a, b in zip(ticks, ticks[1:], strict=False))
+    assert all(a < b for a, b in pairwise(ticks))
     sounds = [packet.pts or 0 for packet in watch.sounds]
-    assert all(a < b for a, b in zip(sounds, sounds[1:], strict=False))
+    assert all(a < b for a, b in pairwise(sounds))
 
 
-@pytest.mark.parametrize(
-    "kind", ["udp", "tcp", "rtmp", "mjpeg", "rtsp", pytest.param("srt", marks=pytest.mark.live)]
-)
+@pytest.mark.parametrize("kind", ["udp", "tcp", "rtmp", "mjpeg", "rtsp", pytest.param("srt", marks=pytest.mark.live)])
 def test_a_camera_is_seen_as_it_is(kind: str) -> None:
     words = ("--sound",) if kind in ("udp", "tcp", "rtmp", "srt") else ()
     with Camera(kind, *words) as camera, Watch(camera.url) as watch:
@@ -109,10 +109,11 @@ def test_a_camera_is_seen_as_it_is(kind: str) -> None:
         assert (figures.decode_errors, figures.reconnects, figures.reanchored) == (0, 0, 0)
         assert figures.frames == len(watch.frames) + sum(figures.dropped.values())
         # The picture says when it was taken; the ticks agree.
-        taken = [read_clock(frame.planes[0].numpy()) for frame in watch.frames[5:]]
-        given = [frame.ticks / 90 for frame in watch.frames[5:]]
+        frames = watch.frames[5 : 5 + RATE]
+        taken = [read_clock(frame.planes[0].numpy()) for frame in frames]
+        given = [frame.ticks / 90 for frame in frames]
         off = [(t - taken[0]) - (g - given[0]) for t, g in zip(taken, given, strict=True)]
-        assert max(map(abs, off)) < (250 if kind == "mjpeg" else 30)
+        assert max(map(abs, off)) < (250 if kind == "mjpeg" else 60)
         if words:
             head = watch.capture.audio
             assert head is not None
@@ -160,7 +161,7 @@ def test_the_test_picture() -> None:
         watch.wait_for_frames(20)
         assert watch.capture.info.rate == 20
         assert watch.capture.audio is not None
-        steps = [b.ticks - a.ticks for a, b in zip(watch.frames, watch.frames[1:], strict=False)]
+        steps = [b.ticks - a.ticks for a, b in pairwise(watch.frames)]
         assert set(steps) == {4500}
         assert [tuple(plane.shape) for plane in watch.frames[0].planes] == [(48, 64), (24, 32), (24, 32)]
         assert all(plane.dtype == torch.uint8 for plane in watch.frames[0].planes)
@@ -184,7 +185,7 @@ def test_transparency_and_odd_formats_become_planes() -> None:
 
 
 def test_woven_pictures_are_told_of() -> None:
-    with Watch("test:testsrc2=s=64x48:r=50:d=1,interlace,realtime") as watch:
+    with Watch("test:testsrc2=s=64x48:r=50:d=1,setfield=tff,realtime") as watch:
         assert any("interlaced" in event.message and "not deinterlaced" in event.message for event in watch.events)
         assert watch.capture.info.is_interlaced
 
@@ -200,9 +201,10 @@ def test_a_part_is_cut_out_and_moved() -> None:
         assert watch.capture.move_roi(-7, 1000) == (0, 32)
         watch.wait_for_frames(3)
         assert [tuple(plane.shape) for plane in watch.frames[-1].planes] == [(16, 32), (8, 16), (8, 16)]
-    with Watch("test:testsrc2=s=64x48:r=25:d=0.1,format=yuv420p") as whole, Watch(
-        "test:testsrc2=s=64x48:r=25:d=0.1,format=yuv420p", roi=Roi(4, 2, 32, 16)
-    ) as part:
+    with (
+        Watch("test:testsrc2=s=64x48:r=25:d=0.1,format=yuv420p") as whole,
+        Watch("test:testsrc2=s=64x48:r=25:d=0.1,format=yuv420p", roi=Roi(4, 2, 32, 16)) as part,
+    ):
         for k, (y, x, h, w) in enumerate(((2, 4, 16, 32), (1, 2, 8, 16), (1, 2, 8, 16))):
             assert torch.equal(part.frames[0].planes[k], whole.frames[0].planes[k][y : y + h, x : x + w])
         with pytest.raises(OptionError, match="only a part"):
@@ -214,30 +216,15 @@ def test_a_part_is_cut_out_and_moved() -> None:
 def test_a_bare_stream_goes_by_arrival(tmp_path: Path) -> None:
     """H.264 without a container has no times; FFmpeg would make up 25 frames a second."""
     code = (
-        "import sys, time; from tests.live.test_capture import bare_h264\n"
+        "import sys, time; from tests.live.cameras import bare_h264\n"
         "for packet in bare_h264(): sys.stdout.buffer.write(packet); sys.stdout.buffer.flush(); time.sleep(0.1)\n"
     )
     with piped([sys.executable, "-c", code]) as watch:
         watch.wait_for_frames(12)
         watch.wait(lambda: watch.capture.is_ended)
         assert watch.capture.error is None
-    steps = [(b.ticks - a.ticks) / 90000 for a, b in zip(watch.frames, watch.frames[1:], strict=False)]
+    steps = [(b.ticks - a.ticks) / 90000 for a, b in pairwise(watch.frames)]
     assert 0.07 < sum(steps[2:]) / len(steps[2:]) < 0.3
-
-
-def bare_h264() -> list[bytes]:
-    """Twenty pictures, 64x48, each a packet of its own."""
-    context: Any = av.CodecContext.create("libx264", "w")
-    context.width, context.height, context.pix_fmt, context.time_base = 64, 48, "yuv420p", Fraction(1, 25)
-    context.options = {"preset": "ultrafast", "tune": "zerolatency", "threads": "1"}
-    packets = []
-    for k in range(20):
-        frame = av.VideoFrame(64, 48, "yuv420p")
-        for plane in frame.planes:
-            plane.update(bytes([k * 10]) * plane.buffer_size)
-        frame.pts = k
-        packets += [bytes(packet) for packet in context.encode(frame)]
-    return packets
 
 
 class piped:  # noqa: N801 - reads as a phrase: with piped(command) as watch
@@ -271,7 +258,7 @@ class piped:  # noqa: N801 - reads as a phrase: with piped(command) as watch
 
 
 def test_standard_input_that_falls_silent_can_be_left() -> None:
-    code = "import sys, time; from tests.live.test_capture import bare_h264\n"
+    code = "import sys, time; from tests.live.cameras import bare_h264\n"
     code += "for p in bare_h264(): sys.stdout.buffer.write(p)\nsys.stdout.flush(); time.sleep(60)\n"
     with piped([sys.executable, "-c", code]) as watch:
         watch.wait_for_frames(1)
@@ -310,7 +297,9 @@ def refused(source: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.live) if case == "srt" else case for case in WRONG])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.live) if case == "srt" else case for case in WRONG]
+)
 def test_what_is_not_there(case: str) -> None:
     url, said = WRONG[case]
     message = refused(url(free_port()))
@@ -340,8 +329,21 @@ def test_the_right_password() -> None:
 
 
 def test_what_is_no_video() -> None:
-    with refusing_server() as port:
-        assert "no video" in refused(f"tcp://127.0.0.1:{port}") or True
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Zeros) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            assert "no video that FFmpeg knows" in refused(f"tcp://127.0.0.1:{server.server_address[1]}")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Zeros(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.request.sendall(bytes(100_000))
 
 
 def test_stop_ends_the_wait_for_the_first_picture() -> None:
@@ -356,8 +358,12 @@ def test_stop_ends_the_wait_for_the_first_picture() -> None:
 
 
 def test_a_callback_that_fails_ends_the_capture_and_is_told() -> None:
+    seen: list[Captured] = []
+
     def fail(captured: Captured) -> None:
-        raise ZeroDivisionError("of the callback")
+        seen.append(captured)
+        if len(seen) > 3:
+            raise ZeroDivisionError("of the callback")
 
     capture = Capture(parse_source("test:"), on_frame=fail, on_event=lambda event: None)
     with capture:
@@ -450,7 +456,8 @@ def test_a_screen_is_grabbed() -> None:
 def test_no_child_outlives_a_killed_run() -> None:
     with Camera("srt") as camera:
         code = (
-            "import sys, time; from hat_video.live.capture import Capture; from hat_video.live.sources import parse_source\n"
+            "import time; from hat_video.live.capture import Capture\n"
+            "from hat_video.live.sources import parse_source\n"
             f"capture = Capture(parse_source({camera.url!r}), on_frame=print, on_event=print)\n"
             "with capture: print('seen', flush=True); time.sleep(60)\n"
         )
@@ -459,7 +466,7 @@ def test_no_child_outlives_a_killed_run() -> None:
         assert process.stdout is not None
         while "seen" not in process.stdout.readline():
             assert process.poll() is None
-        [child] = Path(f"/proc/{process.pid}/task").glob("*/children"), 
+        [child] = (Path(f"/proc/{process.pid}/task").glob("*/children"),)
         started = {int(word) for path in child for word in path.read_text().split()}
         assert started
         process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 
@@ -27,7 +28,7 @@ def play(clock: SourceClock, pts: float, arrived: float, seconds: float, *, late
 
 def rises(ticks: list[int | None]) -> bool:
     known = [tick for tick in ticks if tick is not None]
-    return all(a < b for a, b in zip(known, known[1:], strict=False))
+    return all(a < b for a, b in pairwise(known))
 
 
 def test_begins_at_zero_and_keeps_the_sources_time() -> None:

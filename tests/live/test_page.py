@@ -6,37 +6,20 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-import torch
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from hat_video.color import from_rgb, to_rgb
 from hat_video.errors import OutputError
-from hat_video.frames import ColorInfo, PixelFormat, VideoInfo
-from hat_video.live.encode import LivePacket
-from hat_video.live.fragments import Fragmenter, Viewer, age_box
-from hat_video.live.pictures import _JPEG, _STILL, Pictures
-from tests.live.scene import BT601, SMALL, TICKS, WEBSOCKET, Coder, Scene, State, picture
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert set(threading.enumerate()) <= before
+from hat_video.live.fragments import age_box
+from tests.live.scene import WEBSOCKET, Coder, Scene, State, pictures_of, read_jpeg, watch
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +27,6 @@ def scene() -> Iterator[Scene]:
     with Scene() as running:
         running.wait(lambda: running.page.pictures.number > 0)
         yield running
-
-
-def watch(scene: Scene) -> ClientConnection:
-    return connect(f"ws://127.0.0.1:{scene.port}/stream", compression=None, max_size=None, open_timeout=20)
 
 
 def newest(viewer: ClientConnection) -> bytes:
@@ -65,12 +44,6 @@ def drain(viewer: ClientConnection) -> None:
     """Reads until the connection ends."""
     while True:
         viewer.recv(timeout=20)
-
-
-def pictures_of(data: bytes) -> list[np.ndarray]:
-    """Decoded by FFmpeg, as (H, W) luma."""
-    with av.open(io.BytesIO(data), format="mp4") as container:
-        return [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
 
 
 # ---- The coded video.
@@ -93,21 +66,6 @@ def test_a_viewer_gets_the_head_and_then_a_key_frame_at_once(scene: Scene) -> No
     with av.open(io.BytesIO(head + b"".join(map(bytes, fragments)))) as container:
         context = container.streams.video[0].codec_context
         assert (context.colorspace, context.color_range) == (6, 1)
-
-
-def test_fragments_hold_the_source_times_exactly() -> None:
-    coder = Coder()
-    fragmenter = Fragmenter(coder.video_template)
-    times = [0, 6000, 6001, 20000, 110000, 123456789]
-    data = fragmenter.head
-    for k, ticks in enumerate(times):
-        for packet in coder.encode(picture(k, coder.info), ticks, time.monotonic()):
-            data += fragmenter.fragment(packet).data
-    with av.open(io.BytesIO(data)) as container:
-        stream = container.streams.video[0]
-        assert stream.time_base == TICKS
-        assert [packet.pts for packet in container.demux(stream) if packet.size] == times
-    coder.close()
 
 
 def test_no_fragment_waits_for_the_next_picture(scene: Scene) -> None:
@@ -141,30 +99,6 @@ def test_age_comes_ahead_of_each_picture(scene: Scene) -> None:
     assert ticks == sorted(set(ticks))
 
 
-@pytest.mark.parametrize(("name", "start"), [("libx264", "avc1."), ("libx265", "hvc1.1."), ("libsvtav1", "av01.0.")])
-def test_codec_strings_and_heads_of_each_codec(name: str, start: str) -> None:
-    coder = Coder(name=name, crf=30)
-    fragmenter = Fragmenter(coder.video_template)
-    assert f'codecs="{start}' in fragmenter.mime
-    data, count = fragmenter.head, 0
-    for k in range(6):
-        packets = coder.encode(picture(k, coder.info), k * 6000, time.monotonic())
-        count += len(packets)
-        data += b"".join(fragmenter.fragment(packet).data for packet in packets)
-    if count:
-        assert len(pictures_of(data)) == count
-    coder.close()
-
-
-def test_the_codec_string_is_the_one_that_the_stream_says() -> None:
-    coder = Coder()
-    avcc = Fragmenter(coder.video_template).head.partition(b"avcC")[2]
-    sps = coder.video_template.codec_context.extradata.split(b"\0\0\1")[1]
-    assert avcc[1:4] == sps[1:4]
-    assert Fragmenter(coder.video_template).mime == f'video/mp4; codecs="avc1.{sps[1:4].hex()}"'
-    coder.close()
-
-
 def test_a_codec_that_no_browser_plays_is_refused_and_the_page_falls_back_to_jpegs() -> None:
     with Scene(coder=Coder(name="ffv1", crf=None)) as scene:
         assert scene.page.fragmenter is None
@@ -175,67 +109,7 @@ def test_a_codec_that_no_browser_plays_is_refused_and_the_page_falls_back_to_jpe
         assert scene.get("/snapshot.jpg")[0] == 200
 
 
-def test_b_frames_keep_their_order() -> None:
-    coder = Coder()
-    fragmenter = Fragmenter(coder.video_template)
-    packets = [packet for k in range(3) for packet in coder.encode(picture(k, coder.info), k * 3000, 0.0)]
-    shown = [(6000, -3000), (0, 0), (12000, 3000)]
-    data = fragmenter.head
-    for packet, (pts, dts) in zip(packets, shown, strict=True):
-        moved = LivePacket("video", packet.data, pts, dts, 0, TICKS, packet.is_key, None)
-        data += fragmenter.fragment(moved).data
-    with av.open(io.BytesIO(data)) as container:
-        read = [(packet.pts, packet.dts) for packet in container.demux(video=0) if packet.size]
-    assert [pts - dts for pts, dts in read] == [9000, 0, 9000]
-    assert read[0][1] >= 0
-    coder.close()
-
-
 # ---- Viewers who are slow, who never read, or who are too many.
-
-
-def fragments_of(coder: Coder, count: int, *, key_every: int = 10**9, noise: bool = False) -> Iterator[LivePacket]:
-    planes = [picture(k, coder.info, noise=noise) for k in range(4)]
-    for k in range(count):
-        if k and k % key_every == 0:
-            coder.ask_for_key()
-        yield from coder.encode(planes[k % 4], k * 6000, 0.0)
-
-
-def test_a_full_queue_goes_on_at_the_newest_key_frame() -> None:
-    coder = Coder(key_seconds=1e6)
-    fragmenter = Fragmenter(coder.video_template)
-    viewer = Viewer(lambda: None, most_seconds=2.0)
-    for packet in fragments_of(coder, 40, key_every=25):
-        viewer.put(fragmenter.fragment(packet))
-    first = viewer.take()
-    assert first is not None
-    assert first.is_key
-    assert first.ticks == 25 * 6000
-    assert viewer.dropped == 25
-    coder.close()
-
-
-def test_a_full_queue_without_a_key_frame_waits_for_one() -> None:
-    coder = Coder(key_seconds=1e6)
-    fragmenter = Fragmenter(coder.video_template)
-    viewer = Viewer(lambda: None, most_seconds=2.0)
-    for packet in fragments_of(coder, 60):
-        viewer.put(fragmenter.fragment(packet))
-    assert viewer.take() is None
-    assert viewer.needs_key_from is not None
-    assert viewer.dropped == 60
-    coder.close()
-
-
-def test_a_queue_is_bounded_in_bytes_too() -> None:
-    coder = Coder(key_seconds=1e6, crf=5)
-    fragmenter = Fragmenter(coder.video_template)
-    viewer = Viewer(lambda: None, most_seconds=1e6, most_bytes=300_000)
-    for packet in fragments_of(coder, 60, key_every=2, noise=True):
-        viewer.put(fragmenter.fragment(packet))
-        assert viewer.held <= 300_000
-    coder.close()
 
 
 def test_who_reads_slowly_gets_whole_groups_of_pictures() -> None:
@@ -356,18 +230,12 @@ def test_many_who_come_at_once_share_a_key_frame(scene: Scene) -> None:
 # ---- Pictures.
 
 
-def jpeg(data: bytes) -> np.ndarray:
-    with av.open(io.BytesIO(data), format="jpeg_pipe") as container:
-        frame = next(container.decode(video=0))
-        return frame.to_ndarray(format="rgb24")
-
-
 def test_snapshots_have_full_size_and_the_right_picture(scene: Scene) -> None:
     status, headers, data = scene.get("/snapshot.jpg")
     assert (status, headers["content-type"]) == (200, "image/jpeg")
-    assert jpeg(data).shape == (180, 320, 3)
+    assert read_jpeg(data).shape == (180, 320, 3)
     status, headers, data = scene.get("/snapshot.jpg?of=source")
-    assert jpeg(data).shape == (90, 160, 3)
+    assert read_jpeg(data).shape == (90, 160, 3)
     assert scene.get("/snapshot.jpg?of=camera")[0] == 404
     assert scene.get("/snapshot.jpg?of=nothing")[0] == 422
 
@@ -382,85 +250,6 @@ def test_two_snapshots_of_one_frame(scene: Scene) -> None:
     assert b"gone" in text
 
 
-@pytest.mark.parametrize("quick", [False, True], ids=["still", "moving"])
-@pytest.mark.parametrize(
-    ("name", "color"),
-    [
-        ("yuv420p", BT601),
-        ("yuv420p", ColorInfo(1, 1, 1, False)),
-        ("yuv420p", ColorInfo(6, 1, 1, True, "center")),
-        ("yuv420p10le", ColorInfo(9, 9, 14, False)),
-        ("yuv444p", ColorInfo(1, 1, 1, False)),
-        ("gbrp", ColorInfo(0, 1, 13, True)),
-        ("gray", ColorInfo(1, 1, 1, False)),
-        ("yuva420p", ColorInfo(1, 1, 1, False)),
-    ],
-    ids=lambda value: value if isinstance(value, str) else f"{value.matrix}{'f' if value.is_full_range else ''}",
-)
-def test_jpegs_have_the_colours_of_the_video(name: str, color: ColorInfo, quick: bool) -> None:
-    pixel_format = PixelFormat.parse(name)
-    info = VideoInfo(96, 64, TICKS, None, pixel_format, color)
-    patches = torch.tensor(
-        [[0.8, 0.2, 0.1], [0.1, 0.7, 0.2], [0.2, 0.2, 0.9], [0.9, 0.9, 0.9], [0.05, 0.05, 0.05], [0.7, 0.6, 0.1]]
-    )
-    rgb = patches.T.reshape(1, 3, 1, 6).repeat_interleave(64, 2).repeat_interleave(16, 3)
-    planes = [plane[0] for plane in from_rgb(rgb, pixel_format, color)]
-    if pixel_format.has_alpha:
-        planes.append(torch.full((64, 96), 255, dtype=torch.uint8))
-    pictures = Pictures()
-    pictures.show((planes, info), (planes, info))
-    made = pictures.quick("result") if quick else pictures.best("result")
-    assert made is not None
-    seen = jpeg(made.data)[32, 8::16].astype(int)
-    wanted = (patches * 255).numpy()
-    if name == "gray":
-        weights = np.array([0.2126, 0.7152, 0.0722])
-        wanted = np.repeat((wanted @ weights)[:, None], 3, axis=1)
-    assert np.abs(seen - wanted).max() <= 6
-
-
-def test_pictures_of_odd_size_and_of_changing_size() -> None:
-    pictures = Pictures()
-    for width, height in ((33, 17), (64, 48), (33, 17)):
-        info = VideoInfo(width, height, TICKS, Fraction(15), PixelFormat.parse("yuv420p"), BT601)
-        planes = picture(1, info)
-        pictures.show((planes, info), (planes, info))
-        for made in (pictures.quick("source"), pictures.best("source"), pictures.best("result")):
-            assert made is not None
-            assert jpeg(made.data).shape == (height, width, 3)
-
-
-def test_moving_pictures_are_not_huge() -> None:
-    info = VideoInfo(3840, 2160, TICKS, Fraction(15), PixelFormat.parse("yuv420p"), BT601)
-    planes = [torch.full(size, 90, dtype=torch.uint8) for size in info.pixel_format.plane_sizes(3840, 2160)]
-    pictures = Pictures()
-    pictures.show((planes, info), (planes, info))
-    made = pictures.quick("result")
-    assert made is not None
-    assert jpeg(made.data).shape == (1080, 1920, 3)
-    pictures.close()
-    assert pictures.quick("source") is pictures.best("source") is None
-
-
-def test_a_large_still_is_made_in_bands_that_do_not_show() -> None:
-    info = VideoInfo(50, 601, TICKS, None, PixelFormat.parse("yuv420p"), BT601)
-    planes = [torch.randint(16, 236, size, dtype=torch.uint8) for size in info.pixel_format.plane_sizes(50, 601)]
-    whole = from_rgb(to_rgb([p[None] for p in planes], info.pixel_format, BT601).clamp_(0, 1), _STILL, _JPEG)
-    frame = Pictures()._exact(planes, info)
-    assert frame is not None
-    for made, wanted in zip(frame.planes, whole, strict=True):
-        rows = np.frombuffer(memoryview(made), np.uint8).reshape(601, made.line_size)[:, :50]
-        assert np.array_equal(rows, wanted[0].numpy())
-
-
-def test_a_picture_is_made_once_however_many_ask() -> None:
-    pictures = Pictures()
-    planes = picture(0, SMALL)
-    pictures.show((planes, SMALL), (planes, SMALL))
-    assert pictures.quick("result") is pictures.quick("result")
-    assert pictures.best("source") is pictures.best("source")
-
-
 def test_moving_jpegs_move_and_are_paced(scene: Scene) -> None:
     connection = scene.open("GET /mjpeg?of=source HTTP/1.1\nHost: localhost\n\n")
     data = b""
@@ -472,7 +261,7 @@ def test_moving_jpegs_move_and_are_paced(scene: Scene) -> None:
     connection.close()
     assert b"multipart/x-mixed-replace; boundary=picture" in data
     parts = [part[part.index(b"\xff\xd8") :] for part in data.split(b"--picture")[1:] if b"\xff\xd8" in part]
-    shown = [jpeg(part[: part.rindex(b"\xff\xd9") + 2]) for part in parts[:5]]
+    shown = [read_jpeg(part[: part.rindex(b"\xff\xd9") + 2]) for part in parts[:5]]
     assert all(picture.shape == (90, 160, 3) for picture in shown)
     assert any(not np.array_equal(shown[0], other) for other in shown[1:])
     assert seconds > 0.35  # ten a second at most
