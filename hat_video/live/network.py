@@ -157,7 +157,7 @@ class _Child:
         if code == -signal.SIGALRM:
             return OutputError(f"the server has taken nothing for {_STALL_SECONDS:g} s")
         if self._last:
-            return OutputError(masked(self._last.replace(self._url, masked(self._url))))
+            return OutputError(masked(self._last.removeprefix(self._url).strip(": ")))
         return OutputError(f"its process has ended ({'signal ' + str(-code) if code and code < 0 else code})")
 
     def wait_agreed(self, seconds: float) -> None:
@@ -168,7 +168,7 @@ class _Child:
             if self.aborted.is_set():
                 raise OutputError("was given up at the end")
             if time.monotonic() > give_up:
-                raise OutputError(f"no answer within {seconds:g} s")
+                raise OutputError(f"no answer within {_ANSWER_SECONDS:g} s")
             time.sleep(0.02)
 
     def finish(self) -> None:

@@ -36,6 +36,8 @@ __all__ = ["PRIMER_SECONDS", "main"]
 PRIMER_SECONDS = 1
 
 _PR_SET_PDEATHSIG = 1
+# What FFmpeg calls an error whose reason it has only logged.
+_VAGUE = ("End of file", "Input/output error", "Invalid argument", "Invalid data found when processing input")
 
 
 def main() -> int:
@@ -114,7 +116,7 @@ def _sentence(error: BaseException) -> str:
     said = str(error).split("last error log:")[-1] if "last error log:" in str(error) else ""
     reason = getattr(error, "strerror", None) or str(error)
     said = said.strip().rstrip(".]\n")
-    return " ".join((f"{reason} ({said})" if said and reason not in said else reason).split())
+    return " ".join((f"{reason} ({said})" if said and reason in _VAGUE else reason).split())
 
 
 if __name__ == "__main__":
