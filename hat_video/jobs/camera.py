@@ -143,6 +143,8 @@ class _Run:
             )
             for text in outputs
         ]
+        if options.segment is not None and not any(plan.segment_seconds for plan in self._plans):
+            raise UsageError(f"--segment {options.segment}: is for recordings; give -o NAME-%Y%m%d-%H%M%S.mp4")
         self._models, self._first = choose_models(options)
         self._is_on_gpu = choose_device(options.device).type == "cuda"
         self._in_flight = options.jobs or (1 if self._is_on_gpu else cpu_count())

@@ -1,6 +1,6 @@
 """Recordings: one file, files by time, and standard output.
 
-What is on the disk can be played at any moment, also after the power or this process was cut off: MP4 is written in
+What is on the disk can be played at any moment, also after this process was killed: MP4 is written in
 fragments of half a second, and becomes an ordinary MP4 when it is closed; Matroska and MPEG-TS can be read up to any
 byte. Each file of a row begins with a key frame at time 0 and can be played alone; a piece of sound is in the file in
 whose time it begins.
