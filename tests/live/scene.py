@@ -124,11 +124,16 @@ class Coder:
             self._asked.clear()
             self._next_key = ticks + self._key_ticks
             frame.pict_type = 1
+        return self._packets(frame, captured)
+
+    def flush(self) -> list[LivePacket]:
+        """What the encoder still holds; nothing can be encoded after it."""
+        return self._packets(None, None)
+
+    def _packets(self, frame: av.VideoFrame | None, captured: float | None) -> list[LivePacket]:
         return [
-            LivePacket(
-                "video", bytes(packet), packet.pts, packet.dts, 0, packet.time_base, packet.is_keyframe, captured
-            )
-            for packet in self.video_template.encode(frame)
+            LivePacket("video", bytes(made), made.pts, made.dts, 0, made.time_base, made.is_keyframe, captured)
+            for made in self.video_template.encode(frame)
         ]
 
     def close(self) -> None:
