@@ -92,6 +92,11 @@ def is_flashing(luma: np.ndarray) -> bool:
     return bool(luma[height - 3 * part : height - part, width - 3 * part : width - part].mean() > 128)
 
 
+def slow(*words: str) -> list[Any]:
+    """Cases for `make test-live` only: each takes seconds, and the others go through the same code."""
+    return [pytest.param(word, marks=pytest.mark.live) for word in words]
+
+
 def free_port() -> int:
     """A port of this machine that nobody used a moment ago, by TCP or UDP."""
     with socket.create_server(("127.0.0.1", 0)) as server:

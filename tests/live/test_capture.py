@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socketserver
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from tests.live.cameras import (
     nothing_left,  # noqa: F401 - a fixture
     read_clock,
     refusing_server,
+    slow,
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -91,9 +93,7 @@ def assert_rises(watch: Watch) -> None:
     assert all(a < b for a, b in pairwise(sounds))
 
 
-@pytest.mark.parametrize(
-    "kind", ["udp", "tcp", "rtmp", "mjpeg", "rtsp", "hls", pytest.param("srt", marks=pytest.mark.live)]
-)
+@pytest.mark.parametrize("kind", ["udp", "tcp", "rtmp", "mjpeg", "rtsp", *slow("hls", "srt")])
 def test_a_camera_is_seen_as_it_is(kind: str) -> None:
     words = ("--sound",) if kind in ("udp", "tcp", "rtmp", "srt") else ()
     with Camera(kind, *words) as camera, Watch(camera.url) as watch:
@@ -110,7 +110,6 @@ def test_a_camera_is_seen_as_it_is(kind: str) -> None:
         figures = watch.capture.figures
         assert figures.is_up
         assert (figures.decode_errors, figures.reconnects, figures.reanchored) == (0, 0, 0)
-        assert figures.frames == len(watch.frames) + sum(figures.dropped.values())
         # The picture says when it was taken; the ticks agree.
         frames = watch.frames[5 : 5 + RATE]
         taken = [read_clock(frame.planes[0].numpy()) for frame in frames]
@@ -124,6 +123,9 @@ def test_a_camera_is_seen_as_it_is(kind: str) -> None:
             decoder = head.open_decoder()
             heard = [frame for packet in watch.sounds for frame in decoder.decode(packet)]
             assert sum(frame.samples for frame in heard) > 48000
+    figures = watch.capture.figures
+    assert not figures.is_up
+    assert figures.frames == len(watch.frames) + sum(figures.dropped.values())
     assert watch.frames[0].ticks == 0
     assert_rises(watch)
 
@@ -390,7 +392,7 @@ def test_a_slow_consumer_does_not_slow_the_camera() -> None:
         assert time.time() * 1000 - read_clock(newest.planes[0].numpy()) < 1500
 
 
-@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts"])
+@pytest.mark.parametrize("suffix", [".mkv", *slow(".mp4", ".ts")])
 def test_the_source_is_recorded_as_it_is(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"source{suffix}"
     with Camera("tcp", "--sound", "--gop", "5") as camera, Watch(camera.url, record=path) as watch:
@@ -454,6 +456,9 @@ class Screen:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -474,6 +479,17 @@ def test_a_screen_is_grabbed() -> None:
     assert_rises(watch)
     seconds = (watch.frames[19].ticks - watch.frames[0].ticks) / 90000
     assert 0.5 < seconds < 5
+
+
+@pytest.mark.live
+def test_a_screen_that_hangs_can_be_left() -> None:
+    """Nothing ends a call into a driver; it is left alone, and its thread ends when it returns."""
+    with Screen() as screen:
+        with Watch(f"screen::{screen.number}") as watch:
+            watch.wait_for_frames(3)
+            screen.signal(signal.SIGSTOP)
+            time.sleep(1)
+        screen.signal(signal.SIGCONT)
 
 
 @pytest.mark.live

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import av
 import pytest
@@ -17,15 +16,11 @@ from tests.live.cameras import (
     free_port,
     nothing_left,  # noqa: F401 - a fixture
     read_clock,
+    slow,
 )
 from tests.live.test_capture import Watch, assert_rises, beep_after_flash
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-def slow(*words: str) -> list[Any]:
-    """Cases for `make test-live` only: each takes seconds, and the others go through the same code."""
-    return [pytest.param(word, marks=pytest.mark.live) for word in words]
 
 
 def assert_time_went_on(watch: Watch, gap_at: int) -> None:
@@ -38,7 +33,7 @@ def assert_time_went_on(watch: Watch, gap_at: int) -> None:
     assert abs(gap - seen) < 2.5, (gap, seen)
 
 
-@pytest.mark.parametrize("kind", ["udp", "tcp", *slow("rtmp", "mjpeg", "rtsp", "srt")])
+@pytest.mark.parametrize("kind", ["tcp", *slow("udp", "rtmp", "mjpeg", "rtsp", "srt")])
 def test_a_killed_camera_comes_back(kind: str) -> None:
     with Camera(kind) as camera, Watch(camera.url) as watch:
         watch.wait_for_frames(RATE)
