@@ -9,6 +9,7 @@ that differs is left out, with a note.
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -243,7 +244,7 @@ class Capture:
 
     def _is_passive(self) -> bool:
         source = self.source
-        return source.url.startswith("udp:") or "listen" in source.options or "listen" in source.url
+        return "listen" in source.options or re.match(r"udp:|.*[?&](listen|mode=listener)\b", source.url) is not None
 
     def _connect(self) -> str | None:
         """One connection, from open to end; why it ended, or None if that was the end of the source."""

@@ -92,8 +92,9 @@ class Connection:
         is_timeless = bool(names & _TIMELESS) or bool(self.container.format.flags & 0x80)
         self.by_arrival = is_timeless or source.stamps == "arrival"
         """Whether the pictures go by the time at which they arrive, since they carry none."""
-        self.in_pieces = bool(names & _IN_PIECES)
-        """Whether many seconds come at once, and then nothing for as long."""
+        is_film = source.kind in ("network", "pipe") and bool(self.container.duration)
+        self.in_pieces = bool(names & _IN_PIECES) or is_film
+        """Whether many seconds come at once, as of a playlist, or of a film that is there as a whole."""
 
     def __enter__(self) -> Self:
         return self

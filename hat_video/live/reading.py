@@ -169,6 +169,7 @@ class Reading:
         run.last_frame = time.monotonic()
         if self._connection.in_pieces:
             self._pace(ticks)
+            arrived = run.last_frame
         began = time.perf_counter()
         planes = self._planes(frame)
         run.decode_seconds += time.perf_counter() - began

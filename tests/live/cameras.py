@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import functools
+import http.server
 import io
 import os
 import random
@@ -22,6 +24,7 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -46,7 +49,7 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("udp", "tcp", "rtmp", "mjpeg", "rtsp", "srt")
+KINDS = ("udp", "tcp", "rtmp", "mjpeg", "hls", "rtsp", "srt")
 WIDTH, HEIGHT, RATE = 320, 176, 15
 SOUND_RATE, FLASH_SECONDS = 48000, 0.1
 _BITS, _ACROSS = 44, 22
@@ -89,6 +92,11 @@ def is_flashing(luma: np.ndarray) -> bool:
     return bool(luma[height - 3 * part : height - part, width - 3 * part : width - part].mean() > 128)
 
 
+def slow(*words: str) -> list[Any]:
+    """Cases for `make test-live` only: each takes seconds, and the others go through the same code."""
+    return [pytest.param(word, marks=pytest.mark.live) for word in words]
+
+
 def free_port() -> int:
     """A port of this machine that nobody used a moment ago, by TCP or UDP."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -111,6 +119,7 @@ class Camera:
             "tcp": f"tcp://127.0.0.1:{self.port}",
             "rtmp": f"rtmp://127.0.0.1:{self.port}/live/cam?listen=1",
             "mjpeg": f"http://127.0.0.1:{self.port}/video.mjpg",
+            "hls": f"http://127.0.0.1:{self.port}/live.m3u8",
             "rtsp": f"rtsp://127.0.0.1:{self.port}/stream",
             "srt": f"srt://127.0.0.1:{self.port}",
         }[kind]
@@ -369,6 +378,31 @@ def _serve_mjpeg(server: socket.socket, pictures: _Pictures, asked: argparse.Nam
                 )
 
 
+class _Folder(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def _serve_hls(port: int, pictures: _Pictures, asked: argparse.Namespace) -> None:
+    """A playlist of segments of one second."""
+    with tempfile.TemporaryDirectory() as folder:
+        handler = functools.partial(_Folder, directory=folder)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=_say_when_there, args=(Path(folder, "live.m3u8"),), daemon=True).start()
+        options = {"hls_time": "1", "hls_list_size": "4", "hls_flags": "delete_segments+temp_file"}
+        with av.open(str(Path(folder, "live.m3u8")), "w", format="hls", options=options) as out:
+            _film(out, pictures, asked)
+
+
+def _say_when_there(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.05)
+    _ready()
+
+
 def _serve_rtsp(port: int, pictures: _Pictures, asked: argparse.Namespace) -> None:
     import rtsp
 
@@ -437,7 +471,9 @@ def main() -> None:
     parser.add_argument("--password", default="", help="mjpeg: that of the user `user`")
     asked = parser.parse_args()
     pictures = _Pictures(asked)
-    if asked.kind == "rtsp":
+    if asked.kind == "hls":
+        _serve_hls(asked.port, pictures, asked)
+    elif asked.kind == "rtsp":
         _serve_rtsp(asked.port, pictures, asked)
     elif asked.kind == "srt":
         _serve_srt(asked.port, pictures, asked)

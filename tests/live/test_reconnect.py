@@ -16,6 +16,7 @@ from tests.live.cameras import (
     free_port,
     nothing_left,  # noqa: F401 - a fixture
     read_clock,
+    slow,
 )
 from tests.live.test_capture import Watch, assert_rises, beep_after_flash
 
@@ -32,7 +33,7 @@ def assert_time_went_on(watch: Watch, gap_at: int) -> None:
     assert abs(gap - seen) < 2.5, (gap, seen)
 
 
-@pytest.mark.parametrize("kind", ["udp", "tcp", "rtmp", "mjpeg", "rtsp", pytest.param("srt", marks=pytest.mark.live)])
+@pytest.mark.parametrize("kind", ["tcp", *slow("udp", "rtmp", "mjpeg", "rtsp", "srt")])
 def test_a_killed_camera_comes_back(kind: str) -> None:
     with Camera(kind) as camera, Watch(camera.url) as watch:
         watch.wait_for_frames(RATE)
@@ -49,7 +50,7 @@ def test_a_killed_camera_comes_back(kind: str) -> None:
     assert_time_went_on(watch, count)
 
 
-@pytest.mark.parametrize("kind", ["tcp", "rtmp"])
+@pytest.mark.parametrize("kind", ["tcp", *slow("rtmp")])
 def test_sound_and_pictures_stay_together(kind: str) -> None:
     with Camera(kind, "--sound") as camera, Watch(camera.url) as watch:
         watch.wait_for_frames(2 * RATE)
@@ -62,7 +63,7 @@ def test_sound_and_pictures_stay_together(kind: str) -> None:
     assert abs(beep_after_flash(watch, count)) < 0.15
 
 
-@pytest.mark.parametrize("kind", ["tcp", "rtsp", "mjpeg"])
+@pytest.mark.parametrize("kind", ["tcp", *slow("rtsp", "mjpeg")])
 def test_a_frozen_camera_is_noticed_and_comes_back(kind: str) -> None:
     with Camera(kind) as camera, Watch(camera.url) as watch:
         watch.wait_for_frames(RATE)
@@ -76,6 +77,7 @@ def test_a_frozen_camera_is_noticed_and_comes_back(kind: str) -> None:
     assert_time_went_on(watch, count)
 
 
+@pytest.mark.live
 def test_a_short_freeze_breaks_nothing() -> None:
     with Camera("tcp") as camera, Watch(camera.url, stall_seconds=8) as watch:
         watch.wait_for_frames(RATE)
@@ -90,7 +92,7 @@ def test_a_short_freeze_breaks_nothing() -> None:
     assert 1.5 < gap < 4
 
 
-@pytest.mark.parametrize("kind", ["tcp", "rtsp", "rtmp", "udp", "mjpeg"])
+@pytest.mark.parametrize("kind", ["tcp", "rtsp", *slow("rtmp", "udp", "mjpeg")])
 def test_a_silent_source_can_be_left(kind: str) -> None:
     """`Watch` asserts that leaving takes less than two seconds; here the camera says nothing, in a read that waits."""
     with Camera(kind) as camera, Watch(camera.url, stall_seconds=60) as watch:
@@ -99,6 +101,7 @@ def test_a_silent_source_can_be_left(kind: str) -> None:
         time.sleep(0.5)
 
 
+@pytest.mark.live
 def test_an_unreachable_source_can_be_left() -> None:
     """The same, in the middle of a try to connect: the camera's port takes calls, and nobody answers."""
     with Camera("rtsp") as camera, Watch(camera.url) as watch:
@@ -119,6 +122,7 @@ def test_retries_end() -> None:
         assert watch.kinds() == ["down", "down", "failed"]
 
 
+@pytest.mark.live
 def test_the_pauses_grow() -> None:
     with Camera("tcp") as camera, Watch(camera.url) as watch:
         watch.wait_for_frames(2)
@@ -129,7 +133,7 @@ def test_the_pauses_grow() -> None:
         assert least - 0.05 <= pause <= 3 * least + 0.05
 
 
-@pytest.mark.parametrize("jump", ["3600", "-1.5"])
+@pytest.mark.parametrize("jump", ["3600", *slow("-1.5")])
 def test_a_camera_that_sets_its_clock(jump: str) -> None:
     with Camera("tcp", f"--jump={jump}@3") as camera, Watch(camera.url) as watch:
         watch.wait(lambda: watch.capture.figures.reanchored > 0 or "down" in watch.kinds())
@@ -154,6 +158,7 @@ def test_a_camera_that_comes_back_with_another_picture() -> None:
         assert "its picture is 384x192 yuv420p now; the run began with 320x176 yuv420p" in said
 
 
+@pytest.mark.live
 def test_another_picture_for_a_moment_is_passed_over() -> None:
     port = free_port()
     with Camera("tcp", port=port) as camera, Watch(camera.url) as watch:
