@@ -340,9 +340,11 @@ class _Run:
         self._fan_out.send(self._encoder.encode(planes, ticks, arrived))
         self._fan_out.show(planes)
 
-    def _show(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    def _show(self, captured: Captured, after: Sequence[Tensor]) -> None:
         if self._page is not None:
-            self._page.show(before, self._capture.info, after, self._large)
+            capture = self._capture
+            whole = None if captured.whole is None else (captured.whole, capture.source_info)
+            self._page.show(captured.planes, capture.info, after, self._large, whole)
 
     def _changed(self, change: RungChange) -> None:
         self._changes += 1

@@ -71,7 +71,7 @@ class LiveLoop:
         large: the facts of the output.
         on_stall: what is shown while no frames come.
         on_change: is told of every step on the ladder.
-        on_pair: is given the planes of each frame, before and after.
+        on_pair: is given each frame, and the planes that were made of it.
         most_latency_seconds: frames that waited longer than that are not begun with.
         stop: ends the run.
     """
@@ -88,7 +88,7 @@ class LiveLoop:
         large: VideoInfo,
         on_stall: OnStall,
         on_change: Callable[[RungChange], None],
-        on_pair: Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None,
+        on_pair: Callable[[Captured, Sequence[Tensor]], None] | None,
         most_latency_seconds: float | None,
         stop: threading.Event,
     ) -> None:
@@ -178,7 +178,7 @@ class LiveLoop:
         self._last, self._last_ticks, self._last_shown = (planes, captured.ticks), captured.ticks, now
         self._newest = captured.arrived
         if self._on_pair is not None:
-            self._on_pair(captured.planes, planes)
+            self._on_pair(captured, planes)
         change = self.ladder.finished(now, work.number, done.seconds, now - captured.arrived)
         if change is not None:
             self._on_change(change)

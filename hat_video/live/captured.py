@@ -58,6 +58,8 @@ class Captured:
     """Of LIVE_TIME_BASE since the run's first picture; strictly rising."""
     arrived: float
     """`time.monotonic()` when its packet was there."""
+    whole: tuple[Tensor, ...] | None = None
+    """Where `planes` are a part: those of the whole picture, as `Capture.source_info` says."""
 
 
 @dataclass(frozen=True, slots=True)

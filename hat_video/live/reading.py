@@ -173,7 +173,8 @@ class Reading:
         began = time.perf_counter()
         planes = self._planes(frame)
         run.decode_seconds += time.perf_counter() - began
-        run.on_frame(Captured(planes, ticks, arrived))
+        is_part = run.roi is not None
+        run.on_frame(Captured(self._part(planes), ticks, arrived, planes if is_part else None))
         run.has_frame = True
         run.ready.set()
 
@@ -258,8 +259,13 @@ class Reading:
         wanted, name = run.info.pixel_format, frame.format.name
         if name != nearest_planar(name).name:
             frame = self._reformatter.reformat(frame, format=wanted.name, threads=1)
-        planes = planes_of(frame, wanted)
-        return planes if run.roi is None else _cropped(planes, run.roi, wanted)
+        return planes_of(frame, wanted)
+
+    def _part(self, planes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        run = self._run
+        if run.roi is None or run.info is None:
+            return planes
+        return _cropped(planes, run.roi, run.info.pixel_format)
 
     def _pass_on(self, packet: Packet[Any]) -> None:
         """To the sound's taker and the recorder; what comes before the first picture waits for its time."""
