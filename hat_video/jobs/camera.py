@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -53,6 +54,8 @@ _GPU_ENCODER = "h264_nvenc"
 _PIXELS_OF_ONE_THREAD = 1280 * 720
 _MOST_EVENTS = 1000
 _TICK_SECONDS = 0.1
+# A camera that is silent for so long is called again.
+_STALL_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +148,15 @@ class _Run:
         ]
         if options.segment is not None and not any(plan.segment_seconds for plan in self._plans):
             raise UsageError(f"--segment {options.segment}: is for recordings; give -o NAME-%Y%m%d-%H%M%S.mp4")
+        self._is_pipe = self._camera.kind == "pipe"
         self._models, self._first = choose_models(options)
         self._is_on_gpu = choose_device(options.device).type == "cuda"
         self._in_flight = options.jobs or (1 if self._is_on_gpu else cpu_count())
         self._duration = parse_time(options.duration, "--duration")
         self._mailbox: Mailbox[Captured] = Mailbox(options.places())
         self._meter = LiveMeter()
-        self._is_open = False
+        self._is_open = threading.Event()
+        """Set once the networks are ready for frames."""
         self._base = 0
         """Ticks of the first frame that is upscaled; at the outputs it is at 0."""
         self._before: Captured | None = None
@@ -173,6 +178,8 @@ class _Run:
                 retries=options.retries,
                 roi=None if box is None else Roi(*box),
                 record=options.record_source,
+                # Nobody can be called again through a pipe.
+                stall_seconds=math.inf if self._is_pipe else _STALL_SECONDS,
                 stop=self._stop,
             )
         )
@@ -190,7 +197,9 @@ class _Run:
             self._tell("note", f"the page: {self._page.url}")
         self._loop = loop = self._ready_loop(capture)
         stack.enter_context(self._ticking(on_figures))
-        self._is_open = True
+        self._is_open.set()
+        if self._is_pipe and capture.is_ended and self._before is not None:
+            self._deliver(self._before, None)  # a pipe of a single frame
         loop.run()
         made = self._finish()
         if capture.error is not None:
@@ -247,8 +256,17 @@ class _Run:
 
     def _take(self, captured: Captured) -> None:
         before, self._before = self._before, captured
-        if not self._is_open:
-            return
+        if self._is_open.is_set():
+            self._deliver(captured, before)
+        elif self._is_pipe and before is not None:
+            # A camera goes on while the networks are made ready; what comes through a pipe can wait, and is not lost.
+            while not self._is_open.wait(_TICK_SECONDS):
+                if self._stop.is_set():
+                    return
+            self._deliver(before, None)
+            self._deliver(captured, before)
+
+    def _deliver(self, captured: Captured, before: Captured | None) -> None:
         if self._meter.began is None:
             self._base = captured.ticks
         elif before is not None and self._loop is not None:

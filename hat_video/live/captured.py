@@ -120,7 +120,7 @@ class AudioHead:
         self.extradata: bytes | None = bytes(context.extradata) if context.extradata else None
         """What decoders and containers have to know beforehand; always there for AAC, whose packets have no headers."""
         # A container in memory: the stream lives as long as this does.
-        self._hub = av.open(io.BytesIO(), "w", format="matroska")
+        self._hub = av.open(io.BytesIO(), "w", format="nut")
         template = self._hub.add_stream_from_template(stream, opaque=True)
         if self.codec == "aac" and self.extradata is None:
             self.extradata = header_for(first, self.sample_rate, context.layout.nb_channels)

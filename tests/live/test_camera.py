@@ -323,6 +323,45 @@ def test_a_pipe_in_and_a_player_out(tmp_path: Path) -> None:
     assert sizes == {(640, 360)}
 
 
+def test_the_sound_of_telephones_becomes_aac(tmp_path: Path) -> None:
+    """G.711, which most IP cameras send."""
+    clip, out = tmp_path / "clip.nut", tmp_path / "out.mp4"
+    with av.open(str(clip), "w") as made:
+        video, sound = made.add_stream("libx264", rate=10), made.add_stream("pcm_mulaw", rate=8000, layout="mono")
+        video.width, video.height, video.pix_fmt = 160, 96, "yuv420p"
+        for number in range(30):
+            frame = av.VideoFrame.from_ndarray(np.full((144, 160), 5 * number, np.uint8), "yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            made.mux(video.encode(frame))
+            piece = av.AudioFrame.from_ndarray(np.full((1, 800), 3000, np.int16), "s16", "mono")
+            piece.sample_rate, piece.pts, piece.time_base = 8000, 800 * number, Fraction(1, 8000)
+            made.mux(sound.encode(piece))
+        made.mux(video.encode(None))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "hat_video",
+            "camera",
+            "-",
+            "-o",
+            str(out),
+            "--model",
+            "bicubic",
+            "--policy",
+            "queue:60",
+        ],
+        input=clip.read_bytes(),
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"pcm_mulaw" in done.stderr
+    with av.open(str(out)) as container:
+        assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]
+
+
 def test_a_player_that_goes_ends_the_run() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "hat_video", "camera", "test:", "-o", "-", "--model", "bicubic"],
