@@ -69,7 +69,8 @@ class FfmpegChild:
     def close(self) -> None:
         """Kills the process and waits for its end; a second time does nothing."""
         if self.process.poll() is None:
-            self.process.kill()
+            # With whatever it has started, by a wrapper's script: that would keep our pipes open.
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._listener.join()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
