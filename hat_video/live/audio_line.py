@@ -20,6 +20,7 @@ from av.error import FFmpegError
 from hat_video.errors import WorkError
 from hat_video.live.clock import LIVE_TIME_BASE
 from hat_video.live.packet import LivePacket
+from hat_video.media.adts import AAC_RATES, header_for, without_header
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
@@ -41,8 +42,6 @@ _TAKEN = {
     "rtsp": {"aac", "mp3", "mp2", "ac3", "opus", "pcm_mulaw", "pcm_alaw"},
 }
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
-# Source: ISO/IEC 14496-3, table 1.18 (samplingFrequencyIndex).
-_AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 # Pieces whose time differs less from the end of the piece before belong together: stamps are rounded and jitter.
 _SLACK_SECONDS = 0.04
 
@@ -137,7 +136,7 @@ class AudioLine:
         if self._encoder is None:
             data = bytes(packet)
             if self._head.codec == "aac":
-                data = _without_adts(data)
+                data = without_header(data)
             return self._rising([(packet.pts, packet.duration or 0, data)])
         if self._decoder is None:
             self._decoder = _decoder_of(self._now)
@@ -172,7 +171,7 @@ class _AacEncoder:
     def __init__(self, rate: int, layout: str) -> None:
         self.hub: OutputContainer = av.open(io.BytesIO(), "w", format="matroska")
         channels = av.AudioLayout(layout).nb_channels
-        rate = min(_AAC_RATES[:-1], key=lambda known: (known < rate, abs(known - rate)))
+        rate = min(AAC_RATES[:-1], key=lambda known: (known < rate, abs(known - rate)))
         try:
             self.stream = self.hub.add_stream("aac", rate=rate)
             context = self.stream.codec_context
@@ -278,7 +277,7 @@ def _same(was: AudioHead, now: AudioHead) -> bool:
 
 def _says_all(head: AudioHead) -> bool:
     """Whether AAC that carries its head in every packet has nothing in it but what rate and channels tell."""
-    return head.sample_rate in _AAC_RATES and 1 <= av.AudioLayout(head.layout).nb_channels <= 6
+    return head.sample_rate in AAC_RATES and 1 <= av.AudioLayout(head.layout).nb_channels <= 6
 
 
 def _copied_template(head: AudioHead) -> AudioStream:
@@ -293,19 +292,8 @@ def _copied_template(head: AudioHead) -> AudioStream:
     context.layout = _LAYOUTS.get(channels, head.layout) if "channels" in head.layout else head.layout
     extradata = head.extradata
     if head.codec == "aac" and not extradata:
-        # Source: ISO/IEC 14496-3, 1.6.2.1 (AudioSpecificConfig), of AAC-LC.
-        extradata = (2 << 11 | _AAC_RATES.index(head.sample_rate) << 7 | channels << 3).to_bytes(2, "big")
+        extradata = header_for(None, head.sample_rate, channels)
     if extradata:
         context.extradata = extradata
     held.start_encoding()
     return stream
-
-
-def _without_adts(data: bytes) -> bytes:
-    """An AAC packet without the head that transport streams put before each.
-
-    Source: ISO/IEC 14496-3, 1.A.2.2.1 (adts_fixed_header).
-    """
-    if len(data) < 7 or data[0] != 0xFF or data[1] & 0xF6 != 0xF0:
-        return data
-    return data[7 if data[1] & 1 else 9 :]

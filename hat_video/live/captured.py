@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hat_video.errors import OptionError
 from hat_video.frames import VideoInfo
-from hat_video.live.adts import header_for
+from hat_video.media.adts import header_for
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext

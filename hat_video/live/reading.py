@@ -17,11 +17,11 @@ from torch import Tensor
 
 from hat_video.errors import SourceError
 from hat_video.frames import PixelFormat, VideoInfo
-from hat_video.live.adts import without_header
 from hat_video.live.captured import AudioHead, Captured, CaptureEvent, Roi
 from hat_video.live.clock import LIVE_TIME_BASE, SourceClock
 from hat_video.live.connection import Connection
 from hat_video.live.source_recorder import SourcePacket, SourceRecorder
+from hat_video.media.adts import without_header
 from hat_video.media.describe import describe, nearest_planar, planes_of, to_fraction
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from av.video.reformatter import VideoReformatter
 
 from hat_video.errors import SourceError
 from hat_video.frames import FrameBatch, VideoInfo
+from hat_video.media.adts import header_for
 from hat_video.media.deinterlace import deinterlaced, settle_deinterlace
 from hat_video.media.describe import (
     decoder_of,
@@ -48,15 +49,6 @@ _MOST_HELD = 400
 _ADTS_BYTES = 7
 # Less is rounding, of containers and of their headers.
 _SLACK = Fraction(1, 2)
-
-
-def _audio_specific_config(header: bytes) -> bytes:
-    """What an ADTS header says, as MP4 and Matroska want it.
-
-    Source: ISO/IEC 14496-3, 1.6.2.1 (AudioSpecificConfig) and 1.A.2.2.1 (adts_fixed_header).
-    """
-    profile, rate, channels = header[2] >> 6, header[2] >> 2 & 15, (header[2] & 1) << 2 | header[3] >> 6
-    return ((profile + 1) << 11 | rate << 7 | channels << 3).to_bytes(2, "big")
 
 
 class _Reader:
@@ -140,7 +132,7 @@ class PipeSource:
         self.extradata: dict[int, bytes] = {}
         """What AAC of a transport stream says in its packets, and other containers must know beforehand."""
         nameless = {
-            stream.index
+            stream.index: stream.codec_context
             for stream in self.container.streams.audio
             if stream.codec_context.name == "aac" and not stream.codec_context.extradata
         }
@@ -148,9 +140,10 @@ class PipeSource:
             self._held.append(item)
             if not isinstance(item, Packet):
                 first = first or item
-            elif item.stream.index in nameless - self.extradata.keys() and item.size > _ADTS_BYTES:
-                self.extradata[item.stream.index] = _audio_specific_config(bytes(item)[:_ADTS_BYTES])
-            if (first is not None and nameless <= self.extradata.keys()) or len(self._held) > _MOST_HELD:
+            elif item.stream.index in nameless.keys() - self.extradata.keys() and item.size > _ADTS_BYTES:
+                sound = nameless[item.stream.index]
+                self.extradata[item.stream.index] = header_for(bytes(item), sound.sample_rate, sound.layout.nb_channels)
+            if (first is not None and nameless.keys() <= self.extradata.keys()) or len(self._held) > _MOST_HELD:
                 break
         if first is None:
             codec = self.stream.codec_context.name

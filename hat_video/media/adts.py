@@ -5,9 +5,11 @@ Source: ISO/IEC 14496-3, 1.A.2.2.1 (adts_fixed_header) and 1.6.2.1 (AudioSpecifi
 
 from __future__ import annotations
 
-__all__ = ["has_header", "header_for", "without_header"]
+__all__ = ["AAC_RATES", "has_header", "header_for", "without_header"]
 
-_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+"""Samples a second, by samplingFrequencyIndex (table 1.18)."""
+
 _LOW_COMPLEXITY = 2
 
 
@@ -27,7 +29,7 @@ def header_for(packet: bytes | None, rate: int, channels: int) -> bytes:
         kind, place = (packet[2] >> 6) + 1, packet[2] >> 2 & 15
         count = (packet[2] & 1) << 2 | packet[3] >> 6
     else:
-        kind, place, count = _LOW_COMPLEXITY, _RATES.index(rate) if rate in _RATES else 3, channels
+        kind, place, count = _LOW_COMPLEXITY, AAC_RATES.index(rate) if rate in AAC_RATES else 3, channels
     return (kind << 11 | place << 7 | count << 3).to_bytes(2, "big")
 
 
