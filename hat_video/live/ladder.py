@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,19 +10,24 @@ __all__ = ["Ladder", "RungChange"]
 
 # More load than that is too much, and less than that of the rung above is little enough to try it. In between nothing
 # happens: that is the hysteresis.
-_TOO_MUCH = 0.9
-_LITTLE = 0.8
+_TOO_MUCH = 0.95
+_LITTLE = 0.85
+# To begin with; encoder and capture are not at work yet while costs are measured.
+_LITTLE_AT_FIRST = 0.9
 # Weight of the newest frame in the averages.
 _NEWEST = 0.3
 # After a change, so many seconds and frames say nothing yet: frames of the rung before are still under way.
 _SETTLING_SECONDS = 0.5
 _SETTLING_FRAMES = 2
+_TRIAL_SECONDS, _FAR_TOO_MUCH = 2.0, 1.5
 # So long a rung is kept before a better one is tried; longer after a trial that failed, up to a limit.
 _HOLD_SECONDS = 4.0
 _LONGER = 2.0
 _LONGEST_HOLD_SECONDS = 60.0
-# A rung that was left again within that time had been a failure.
-_FAILED_WITHIN_SECONDS = 6.0
+# A rung that was left again within that time had been a failure: it costs more than was thought; or, if that is far more,
+# somebody else is busy. What a failure teaches is half forgotten after a minute.
+_FAILED_WITHIN_SECONDS = 12.0
+_FORGET_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +73,27 @@ class Ladder:
         last = len(costs) - 1
         if interval_seconds is not None:
             room = in_flight * interval_seconds
-            self.rung = next((n for n, cost in enumerate(costs) if self._is_fit(cost, room)), last)
+            self.rung = next((n for n, cost in enumerate(costs) if self._is_fit(cost, room, _LITTLE_AT_FIRST)), last)
         self._cost: float | None = None
         self._latency: float | None = None
         self._frames = 0
         self._changed = float("-inf")
         self._went_up = float("-inf")
         self._hold = _HOLD_SECONDS
+        self._expected = 0.0
+        """What the better rung was thought to cost, when it was tried last."""
+        self._surprise: dict[int, tuple[float, float]] = {}
+        """Of rungs that failed: times that they cost what was expected, and when that was."""
 
-    def _is_fit(self, cost: float, room: float) -> bool:
-        return cost < _LITTLE * room and (self._most is None or cost < self._most)
+    def _is_fit(self, cost: float, room: float, share: float = _LITTLE) -> bool:
+        return cost < share * room and (self._most is None or cost < self._most)
+
+    def _expected_of(self, rung: int, now: float) -> float:
+        """What a frame of another rung would cost now."""
+        cost = self._costs[self.rung] if self._cost is None else self._cost
+        times, when = self._surprise.get(rung, (1.0, now))
+        times = 1 + (times - 1) * math.exp2(-(now - when) / _FORGET_SECONDS)
+        return times * cost * self._costs[rung] / self._costs[self.rung]
 
     @property
     def load(self) -> float:
@@ -105,23 +122,30 @@ class Ladder:
         self._cost = _average(self._cost, cost_seconds)
         self._latency = _average(self._latency, latency_seconds)
         since = now - self._changed
-        if self._frames < _SETTLING_FRAMES or since < _SETTLING_SECONDS or self._interval is None:
+        if self._frames < _SETTLING_FRAMES or since < self._patience() or self._interval is None:
             return None
         is_late = self._most is not None and self._latency > self._most
         if (self.load > _TOO_MUCH or is_late) and self.rung + 1 < len(self._costs):
             if now - self._went_up < _FAILED_WITHIN_SECONDS:
                 self._hold = min(_LONGER * self._hold, _LONGEST_HOLD_SECONDS)
+                if self.load < _FAR_TOO_MUCH:
+                    self._surprise[self.rung] = (max(1.0, self._cost / self._expected), now)
             why = f"latency {1000 * self._latency:.0f} ms" if is_late else f"load {100 * self.load:.0f} %"
             return self._step(now, self.rung + 1, why)
         if self._went_up == self._changed and since > _LONGEST_HOLD_SECONDS:
             self._hold = _HOLD_SECONDS  # the better rung has proven itself
         if self.rung and since > self._hold:
-            expected = self._cost * self._costs[self.rung - 1] / self._costs[self.rung]
+            expected = self._expected_of(self.rung - 1, now)
             if self._is_fit(expected, self._in_flight * self._interval):
-                self._went_up = now
+                self._went_up, self._expected = now, expected
                 room = 100 * expected / (self._in_flight * self._interval)
                 return self._step(now, self.rung - 1, f"it would be a load of {room:.0f} %")
         return None
+
+    def _patience(self) -> float:
+        """Seconds after a step in which nothing is decided: a better rung gets some more to become warm."""
+        is_trial = self._went_up == self._changed and self.load < _FAR_TOO_MUCH
+        return _TRIAL_SECONDS if is_trial else _SETTLING_SECONDS
 
     def _step(self, now: float, rung: int, reason: str) -> RungChange:
         change = RungChange(self.rung, rung, reason)

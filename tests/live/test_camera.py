@@ -73,9 +73,8 @@ def test_a_test_picture_to_a_file(tmp_path: Path) -> None:
 def test_every_picture_and_every_sound_keeps_the_cameras_time_while_frames_are_dropped(tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     # At x4 of a large picture the resampler is too slow for every frame, on any machine of today.
-    graph = marked_source().replace("s=320x180:r=15", "s=960x540:r=60").removeprefix("test:")
     report = upscale_camera(
-        f"test:{graph}", [str(out)], CameraOptions(model="lanczos", scale=2, jobs=1, duration="4", crf=30)
+        marked_source("960x540", 60), [str(out)], CameraOptions(model="lanczos", scale=2, jobs=1, duration="4", crf=30)
     )
     assert report.figures.dropped["overload"] > 0
     with av.open(str(out)) as container:
