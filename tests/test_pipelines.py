@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 
 from tests.clips import make_clip
@@ -45,7 +46,18 @@ def test_upscale_directory_gives_the_commands_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "by_script" / name).read_bytes() == (tmp_path / "by_command" / name).read_bytes()
 
 
-@pytest.mark.parametrize("script", ["upscale_file.py", "upscale_directory.py"])
+def test_stream_camera_records(tmp_path: Path) -> None:
+    out = tmp_path / "out.mkv"
+    done = run("stream_camera.py", "test:", out, 2)
+    assert done.returncode == 0, done.stderr
+    assert "frames in" in done.stdout
+    with av.open(str(out)) as container:
+        frames = [(frame.width, frame.height) for frame in container.decode(video=0)]
+    assert len(frames) > 5
+    assert set(frames) == {(640, 360)}
+
+
+@pytest.mark.parametrize("script", ["upscale_file.py", "upscale_directory.py", "stream_camera.py"])
 def test_wrong_use_is_one_line(tmp_path: Path, script: str) -> None:
     assert run(script).returncode == 2
     wrong = run(script, tmp_path / "missing", tmp_path / "out.mp4")
