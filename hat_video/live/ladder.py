@@ -24,8 +24,8 @@ _TRIAL_SECONDS, _FAR_TOO_MUCH = 2.0, 1.5
 _HOLD_SECONDS = 4.0
 _LONGER = 2.0
 _LONGEST_HOLD_SECONDS = 60.0
-# A rung that was left again within that time had been a failure: it costs more than was thought; or, if far more, somebody
-# else is busy. What a failure teaches is half forgotten after a minute.
+# A rung that was left again within that time had been a failure: it costs more than was thought, or, if by far,
+# somebody else is busy. What a failure teaches is half forgotten after a minute.
 _FAILED_WITHIN_SECONDS = 12.0
 _FORGET_SECONDS = 60.0
 
