@@ -12,7 +12,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.live.cameras import HEIGHT, RATE, WIDTH, Camera, free_port
+from tests.live.cameras import HEIGHT, RATE, WIDTH, Camera
+from tests.live.leftovers import free_port
 
 __all__ = ["glass_to_glass"]
 

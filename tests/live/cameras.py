@@ -36,14 +36,14 @@ import av
 import numpy as np
 import pytest
 
+from tests.live.leftovers import free_port
+
 __all__ = [
     "KINDS",
     "Camera",
     "bare_h264",
-    "free_port",
     "is_flashing",
     "mute_server",
-    "nothing_left",
     "read_clock",
     "refusing_server",
 ]
@@ -95,12 +95,6 @@ def is_flashing(luma: np.ndarray) -> bool:
 def slow(*words: str) -> list[Any]:
     """Cases for `make test-live` only: each takes seconds, and the others go through the same code."""
     return [pytest.param(word, marks=pytest.mark.live) for word in words]
-
-
-def free_port() -> int:
-    """A port of this machine that nobody used a moment ago, by TCP or UDP."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class Camera:
@@ -202,27 +196,6 @@ def refusing_server() -> Iterator[int]:
         finally:
             server.shutdown()
             thread.join()
-
-
-def children() -> set[int]:
-    """Processes that this one has started, and that still are."""
-    found: set[int] = set()
-    for path in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found |= {int(word) for word in path.read_text(encoding="ascii").split()}
-    return found
-
-
-@pytest.fixture
-def nothing_left() -> Iterator[None]:
-    """Fails a test that leaves a thread or a process behind."""
-    threads, processes = set(threading.enumerate()), children()
-    yield
-    deadline = time.monotonic() + 2
-    while (set(threading.enumerate()) - threads or children() - processes) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not set(threading.enumerate()) - threads
-    assert not children() - processes
 
 
 def bare_h264() -> list[bytes]:

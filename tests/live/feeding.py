@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -141,32 +138,3 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
     while not is_so():
         assert time.monotonic() < give_up, "took too long"
         time.sleep(0.02)
-
-
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def children() -> set[int]:
-    """Processes that this thread's process has started and that are still there, zombies too."""
-    found: set[int] = set()
-    for tasks in Path("/proc/self/task").glob("*/children"):
-        found |= {int(word) for word in tasks.read_text(encoding="ascii").split()}
-    return found
-
-
-@contextmanager
-def nothing_left() -> Iterator[None]:
-    """Asserts that no thread and no child more than before are there in the end."""
-    threads, before = set(threading.enumerate()), children()
-    yield
-    give_up = time.monotonic() + 5
-    while True:
-        left = [thread for thread in threading.enumerate() if thread not in threads]
-        if (not left and children() <= before) or time.monotonic() > give_up:
-            break
-        time.sleep(0.05)
-    assert not left, left
-    assert children() <= before

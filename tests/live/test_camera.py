@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -24,23 +22,13 @@ from hat_video.cli import main
 from hat_video.errors import ModelError, OptionError, OutputError, SourceError, UsageError
 from hat_video.jobs.camera import CameraEvent, CameraReport
 from tests.command import ROOT, start
-from tests.live.cameras import Camera, free_port, mute_server
+from tests.live.cameras import Camera, mute_server
+from tests.live.leftovers import free_port
 
 FAST = {"model": "bicubic", "audio": "none"}
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """No thread of ours, and no child."""
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 5
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text(encoding="ascii").split()
-    names = [Path(f"/proc/{child}/cmdline").read_text(encoding="ascii") for child in children]
-    assert not [name for name in names if "hat_video" in name]
+pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
 def run(source: str, *outputs: Path | str, **choices: object) -> CameraReport:

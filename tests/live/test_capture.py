@@ -29,16 +29,15 @@ from tests.live.cameras import (
     RATE,
     ROOT,
     Camera,
-    free_port,
     is_flashing,
     mute_server,
-    nothing_left,  # noqa: F401 - a fixture
     read_clock,
     refusing_server,
     slow,
 )
+from tests.live.leftovers import free_port
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
 class Watch:

@@ -12,14 +12,11 @@ import pytest
 
 from hat_video.errors import OutputError, SourceError
 from hat_video.media.ffmpeg_child import FfmpegChild, find_ffmpeg, push_command
-from tests.live.cameras import (
-    draw,
-    free_port,
-    nothing_left,  # noqa: F401 - a fixture
-)
+from tests.live.cameras import draw
+from tests.live.leftovers import free_port
 from tests.live.test_capture import Watch, refused
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
 def test_what_is_said_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

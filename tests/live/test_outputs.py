@@ -24,16 +24,15 @@ from tests.live.feeding import (
     HEIGHT,
     STEP,
     WIDTH,
-    free_port,
     head_of,
     look,
     made_encoder,
     make_sound,
-    nothing_left,
     packets,
     picture,
     wait_until,
 )
+from tests.live.leftovers import free_port, nothing_left
 
 
 @pytest.mark.parametrize(

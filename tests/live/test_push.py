@@ -23,19 +23,8 @@ from hat_video.errors import OutputError
 from hat_video.live.encode import AudioLine, LiveEncoder
 from hat_video.live.outputs import FanOut, OutputEvent, parse_output
 from tests.command import ROOT
-from tests.live.feeding import (
-    RATE,
-    STEP,
-    children,
-    free_port,
-    head_of,
-    made_encoder,
-    make_sound,
-    nothing_left,
-    picture,
-    sound,
-    wait_until,
-)
+from tests.live.feeding import RATE, STEP, head_of, made_encoder, make_sound, picture, sound, wait_until
+from tests.live.leftovers import children, free_port, nothing_left
 
 
 class Receiver:

@@ -10,17 +10,11 @@ import av
 import pytest
 
 from hat_video.errors import SourceError
-from tests.live.cameras import (
-    RATE,
-    Camera,
-    free_port,
-    nothing_left,  # noqa: F401 - a fixture
-    read_clock,
-    slow,
-)
+from tests.live.cameras import RATE, Camera, read_clock, slow
+from tests.live.leftovers import free_port
 from tests.live.test_capture import Watch, assert_rises, beep_after_flash
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
 def assert_time_went_on(watch: Watch, gap_at: int) -> None:

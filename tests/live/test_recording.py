@@ -32,12 +32,12 @@ from tests.live.feeding import (
     look_at,
     made_encoder,
     make_sound,
-    nothing_left,
     packets,
     picture,
     sound,
     wait_until,
 )
+from tests.live.leftovers import nothing_left
 
 SUFFIXES = (".mp4", ".mkv", ".ts")
 
