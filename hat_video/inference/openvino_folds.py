@@ -8,12 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+
+from hat_video.errors import ModelError
+from hat_video.inference.optimize import _Weights
 
 __all__ = [
     "Array",
     "Index",
     "Layer",
+    "Strip",
     "Windows",
+    "array_of",
     "before_shuffle",
     "behind_norm",
     "one_after_the_other",
@@ -22,6 +28,7 @@ __all__ = [
     "rounded_to_the_same_sum",
     "surrounds",
     "values_for_no_projection",
+    "weights_of",
     "windows_of",
 ]
 
@@ -29,6 +36,23 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int32]
 Layer = tuple[Array, Array]
 """Weight, (out, in) or (out, in, 3, 3), and bias, (out,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Rows of tokens, all across a frame, and whether the frame goes on beyond them."""
+
+    rows: int
+    has_above: bool = False
+    has_below: bool = False
+
+    def above(self, halo: int) -> int:
+        """Rows that come before them, where `halo` rows on each side are looked at."""
+        return halo * self.has_above
+
+    def with_halo(self, halo: int) -> int:
+        """All rows that are looked at."""
+        return self.rows + halo * (self.has_above + self.has_below)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +64,13 @@ class Windows:
     index: Index
     """(windows, runs): which run of the map each one is."""
     kinds: tuple[int, ...]
-    """Windows of each kind, which follow one another: inner ones, last column, last row, corner."""
+    """Windows of each kind, which follow one another: inner ones, last column, edge row, corner."""
 
-    def places(self) -> Index:
-        """(runs of the map,): which run of the windows each one is."""
-        return np.argsort(self.index, axis=None).astype(np.int32)
+    def places(self, first: int, count: int) -> Index:
+        """(count,): for some runs of the map, which run of the windows each one is."""
+        places = np.zeros(self.index.max() + 1, np.int32)
+        places[self.index.reshape(-1)] = np.arange(self.index.size)
+        return places[first : first + count]
 
     def parts(self, count: int) -> list[tuple[int, slice]]:
         """About `count` pieces of the windows, each with the number of its one kind."""
@@ -59,18 +85,30 @@ class Windows:
         return parts
 
 
-def windows_of(height: int, width: int, size: int, shift: int) -> Windows:
-    """The windows of a map, after it was rolled back by `shift` in both directions."""
+def windows_of(strip: Strip, halo: int, width: int, size: int, shift: int) -> Windows:
+    """The windows that cover a strip, in a map of it and its halo, after the frame was rolled back in both directions.
+
+    Args:
+        strip: of a multiple of `size` rows.
+        halo: rows around it, as many as windows reach beyond it, or more.
+        width: a multiple of `size`.
+        size: of the windows.
+        shift: by which it was rolled back, 0 or half of `size`.
+    """
     run = math.gcd(size, shift)
-    rows, columns = height // size, width // size
-    y = (np.arange(height) + shift) % height
+    height, columns = strip.with_halo(halo), width // size
+    # At the frame's upper edge they begin at its lower end, or what a strip has there: it is masked.
+    first = strip.above(halo) - -shift % size
+    rows = (strip.rows + (size if shift and height > strip.rows else 0)) // size
+    y = np.arange(first, first + rows * size) % height
     x = (np.arange(0, width, run) + shift) % width // run
     runs = (y[:, None] * (width // run) + x).reshape(rows, size, columns, size // run)
     index = runs.swapaxes(1, 2).reshape(rows * columns, -1).astype(np.int32)
     if not shift:
         return Windows(run, index, (rows * columns,))
-    # The last row and column of windows hold what was at both ends of the map.
-    kind = 2 * (np.arange(rows) == rows - 1)[:, None] + (np.arange(columns) == columns - 1)
+    # What lies at both ends of the frame shares windows, but knows nothing of each other.
+    edge = -1 if strip.has_above and strip.has_below else rows - 1 if strip.has_above else 0
+    kind = 2 * (np.arange(rows) == edge)[:, None] + (np.arange(columns) == columns - 1)
     order = np.argsort(kind, axis=None, kind="stable")
     counts = np.bincount(kind.reshape(-1), minlength=4)
     return Windows(run, index[order], tuple(int(count) for count in counts))
@@ -153,3 +191,21 @@ def rounded_to_the_same_sum(weight: Array) -> Array:
         left = wanted - used
         np.put_along_axis(rounded, place, used, -1)
     return rounded.reshape(weight.shape)
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    """In fp64."""
+    array: Array = tensor.detach().cpu().double().numpy()
+    return array
+
+
+def weights_of(layer: nn.Module) -> Layer:
+    """A bias of zeros where there is none.
+
+    Raises:
+        ModelError: the layer has no weights.
+    """
+    if not isinstance(layer, _Weights):
+        raise ModelError(f"OpenVINO: {type(layer).__name__} is no layer of HAT")
+    weight = array_of(layer.weight)
+    return weight, np.zeros(len(weight)) if layer.bias is None else array_of(layer.bias)
