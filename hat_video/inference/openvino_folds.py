@@ -40,37 +40,33 @@ Layer = tuple[Array, Array]
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Rows of tokens, all across a frame, and whether the frame goes on beyond them."""
+    """Rows of tokens, all across a frame, and whether the frame goes on beyond them; else the whole of one."""
 
     rows: int
     has_above: bool = False
     has_below: bool = False
 
-    def above(self, halo: int) -> int:
-        """Rows that come before them, where `halo` rows on each side are looked at."""
-        return halo * self.has_above
-
     def with_halo(self, halo: int) -> int:
-        """All rows that are looked at."""
+        """The rows that are looked at, where those are `halo` more wherever the frame goes on."""
         return self.rows + halo * (self.has_above + self.has_below)
+
+    def above(self, rows: int) -> int:
+        """How many of so many rows, halo included, come before its own."""
+        return (rows - self.rows) * self.has_above // max(1, self.has_above + self.has_below)
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Where the windows of a map lie, as runs of pixels."""
+    """Where the windows of a strip lie, as runs of pixels."""
 
     run: int
     """Pixels that lie side by side in the map and in the windows."""
     index: Index
     """(windows, runs): which run of the map each one is."""
+    places: Index
+    """(runs of the strip,): which run of the windows each one is."""
     kinds: tuple[int, ...]
     """Windows of each kind, which follow one another: inner ones, last column, edge row, corner."""
-
-    def places(self, first: int, count: int) -> Index:
-        """(count,): for some runs of the map, which run of the windows each one is."""
-        places = np.zeros(self.index.max() + 1, np.int32)
-        places[self.index.reshape(-1)] = np.arange(self.index.size)
-        return places[first : first + count]
 
     def parts(self, count: int) -> list[tuple[int, slice]]:
         """About `count` pieces of the windows, each with the number of its one kind."""
@@ -85,33 +81,36 @@ class Windows:
         return parts
 
 
-def windows_of(strip: Strip, halo: int, width: int, size: int, shift: int) -> Windows:
-    """The windows that cover a strip, in a map of it and its halo, after the frame was rolled back in both directions.
+def windows_of(strip: Strip, height: int, width: int, size: int, shift: int) -> Windows:
+    """The windows that cover a strip, after the frame was rolled back by `shift` in both directions.
 
     Args:
         strip: of a multiple of `size` rows.
-        halo: rows around it, as many as windows reach beyond it, or more.
-        width: a multiple of `size`.
+        height: of the map that they are cut from: the strip and its halo.
+        width: likewise, a multiple of `size`.
         size: of the windows.
-        shift: by which it was rolled back, 0 or half of `size`.
+        shift: 0, or half of `size`.
     """
     run = math.gcd(size, shift)
-    height, columns = strip.with_halo(halo), width // size
-    # At the frame's upper edge they begin at its lower end, or what a strip has there: it is masked.
-    first = strip.above(halo) - -shift % size
-    rows = (strip.rows + (size if shift and height > strip.rows else 0)) // size
+    columns, across = width // size, width // run
+    # At the frame's upper edge they begin at its lower end, or with rows of the halo, which are masked as those are.
+    first = strip.above(height) - -shift % size
+    rows = (strip.rows + (size if shift and strip.rows < height else 0)) // size
     y = np.arange(first, first + rows * size) % height
     x = (np.arange(0, width, run) + shift) % width // run
-    runs = (y[:, None] * (width // run) + x).reshape(rows, size, columns, size // run)
+    runs = (y[:, None] * across + x).reshape(rows, size, columns, size // run)
     index = runs.swapaxes(1, 2).reshape(rows * columns, -1).astype(np.int32)
-    if not shift:
-        return Windows(run, index, (rows * columns,))
-    # What lies at both ends of the frame shares windows, but knows nothing of each other.
-    edge = -1 if strip.has_above and strip.has_below else rows - 1 if strip.has_above else 0
-    kind = 2 * (np.arange(rows) == edge)[:, None] + (np.arange(columns) == columns - 1)
-    order = np.argsort(kind, axis=None, kind="stable")
-    counts = np.bincount(kind.reshape(-1), minlength=4)
-    return Windows(run, index[order], tuple(int(count) for count in counts))
+    kinds: tuple[int, ...] = (rows * columns,)
+    if shift:
+        # What lies at both ends of the frame shares windows.
+        edge = -1 if strip.has_above and strip.has_below else rows - 1 if strip.has_above else 0
+        kind = 2 * (np.arange(rows) == edge)[:, None] + (np.arange(columns) == columns - 1)
+        index = index[np.argsort(kind, axis=None, kind="stable")]
+        kinds = tuple(np.bincount(kind.reshape(-1), minlength=4).tolist())
+    places = np.zeros(height * across, np.int32)
+    places[index.reshape(-1)] = np.arange(index.size)
+    top = strip.above(height)
+    return Windows(run, index, places[top * across : (top + strip.rows) * across], kinds)
 
 
 def surrounds(height: int, width: int, size: int, wide: int) -> tuple[Index, int]:

@@ -23,8 +23,9 @@ transposition between a convolution and tokens; product, bias, softmax and produ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -75,7 +76,7 @@ from hat_video.inference.optimize import (
 )
 from hat_video.model.hat import HAT
 
-__all__ = ["GRAPH_VERSION", "Precision", "build_graph", "build_stages"]
+__all__ = ["GRAPH_VERSION", "Precision", "build_graph", "build_stage"]
 
 Precision = Literal["fp32", "bf16"]
 
@@ -112,26 +113,27 @@ def build_graph(network: HAT, height: int, width: int, precision: Precision) -> 
         return _Graph(network, strip, (height, width), precision).whole()
 
 
-def build_stages(network: HAT, strip: Strip, width: int, precision: Precision) -> list[openvino.Model]:
-    """The same network as several models, each for one strip of a frame's rows: see `openvino_strips`.
+def build_stage(network: HAT, strip: Strip, stage: int, width: int, precision: Precision) -> openvino.Model:
+    """A part of the network for a strip of a frame: see `openvino_strips`.
 
     Args:
         network: one whose channel attention pools over boxes.
-        strip: rows of tokens, of a multiple of windows and boxes, but for the last one in a frame.
+        strip: of a multiple of windows and boxes, but for the last one of a frame.
+        stage: 0 is `conv_first`; then come the blocks of each group, and what closes it; then the tail.
         width: of the frame.
-        precision: also of the trunk between two models.
+        precision: also of the trunk between two stages.
 
     Returns:
-        Models of some of the inputs `frame`, RGB as above, `x`, the trunk before it, and `before`, the trunk before its
-        group, each with as many rows around the strip's as the model looks at; and one output, the trunk behind it, or
-        the large picture. A trunk is (1, tokens, C).
+        A model of one or two inputs: `frame`, RGB as above; `x`, the trunk behind the stage before; `before`, the trunk
+        before the group. Each has the rows of the strip and as many around it as are looked at. The output is the
+        trunk, (1, tokens, C), or the large picture, for the strip alone.
 
     Raises:
         ModelError: the network cannot be written that way.
     """
     with _model_errors():
         height = strip.rows * network.config.unshuffle
-        return list(_Graph(network, strip, (height, width), precision).stages())
+        return _Graph(network, strip, (height, width), precision).stages()[stage]()
 
 
 @contextmanager
@@ -182,19 +184,30 @@ class _Graph:
             bands = self._closed(bands, before, group.conv)
         return openvino.Model([ops.result(self._enlarged(bands, pixels))], [frame], "hat")
 
-    def stages(self) -> Iterator[openvino.Model]:
-        """One after the other."""
-        frame = self._frame(1)
-        yield self._stage(self._shallow(self._pixels(frame)), frame)
+    def stages(self) -> list[Callable[[], openvino.Model]]:
+        """What builds each of them."""
+        stages: list[Callable[[], openvino.Model]] = [self._head_stage]
         for group in self.fast.groups():
-            for block in group.blocks:
-                x, bands = self._trunk("x", self._halo(block))
-                yield self._stage(self._block(bands, block), x)
-            (x, bands), (before, residual) = self._trunk("x", 1), self._trunk("before", 0)
-            yield self._stage(self._closed(bands, residual, group.conv), x, before)
+            stages += [partial(self._block_stage, block) for block in group.blocks]
+            stages.append(partial(self._closing_stage, group.conv))
+        return [*stages, self._tail_stage]
+
+    def _head_stage(self) -> openvino.Model:
+        frame = self._frame(1)
+        return self._stage(self._shallow(self._pixels(frame)), frame)
+
+    def _block_stage(self, block: nn.Module) -> openvino.Model:
+        x, bands = self._trunk("x", self._halo(block))
+        return self._stage(self._block(bands, block), x)
+
+    def _closing_stage(self, conv: nn.Module) -> openvino.Model:
+        (x, bands), (before, residual) = self._trunk("x", 1), self._trunk("before", 0)
+        return self._stage(self._closed(bands, residual, conv), x, before)
+
+    def _tail_stage(self) -> openvino.Model:
         halo = self.tail.halo + 1
         frame, (x, bands) = self._frame(halo), self._trunk("x", halo)
-        yield openvino.Model([ops.result(self._enlarged(bands, self._pixels(frame)))], [frame, x], "hat")
+        return openvino.Model([ops.result(self._enlarged(bands, self._pixels(frame)))], [frame, x], "hat")
 
     def _frame(self, halo: int) -> Any:
         rows, columns = (side * self.config.unshuffle for side in (self.strip.with_halo(halo), self.width))
@@ -204,7 +217,7 @@ class _Graph:
         """An input, and its bands."""
         tokens = self.strip.with_halo(halo) * self.width
         x = ops.parameter([1, tokens, self.channels], self._trunk_type, name=name)
-        return x, self._split(ops.convert(x, openvino.Type.f32), halo)
+        return x, self._split(ops.convert(x, openvino.Type.f32))
 
     def _stage(self, bands: list[Any], *inputs: Any) -> openvino.Model:
         return openvino.Model([ops.result(ops.convert(join(bands), self._trunk_type))], list(inputs), "hat")
@@ -252,7 +265,7 @@ class _Graph:
         deep = join([self._normed(band, self.fast.norm) for band in bands])
         first = self._first()
         if isinstance(self.fast.conv_after_body, nn.Identity):
-            features = ops.add(self._picture(self._inner(deep, 1)), self._convolve(pixels, *first))
+            features = ops.add(self._picture(self._near(deep, self.tail.halo)), self._convolve(pixels, *first))
         else:
             # The way around the body as part of the same sums: nothing of it is rounded, nor kept all the while.
             last = weights_of(self.fast.conv_after_body)
@@ -263,34 +276,34 @@ class _Graph:
     # Layout
 
     def _picture(self, tokens: Any) -> Any:
-        return channels_first(reshape(tokens, 1, -1, self.width, tokens.get_output_shape(0)[2]))
+        return channels_first(reshape(tokens, 1, -1, self.width, tokens.shape[2]))
 
     def _convolve(self, picture: Any, weight: Array, bias: Array) -> Any:
         return convolve(picture, weight, bias, self.strip)
 
-    def _split(self, tokens: Any, halo: int = 0) -> list[Any]:
-        """The bands of a strip, and its halo."""
-        above, below = [halo] * self.strip.has_above, [halo] * self.strip.has_below
-        rows = [*above, *self.band_rows, *below] if halo else self.band_rows
-        return self._parts(tokens, rows)
+    def _rows(self, tokens: Any) -> int:
+        return int(tokens.shape[1]) // self.width
 
-    def _parts(self, tokens: Any, rows: list[int]) -> list[Any]:
-        if len(rows) == 1:
-            return [tokens]
-        return list(ops.variadic_split(tokens, ints(1), ints(*(count * self.width for count in rows))).outputs())
+    def _parts(self, tokens: Any, *rows: int) -> list[Any]:
+        """So many rows each, one behind the other."""
+        lengths = [count * self.width for count in rows if count]
+        return list(ops.variadic_split(tokens, ints(1), ints(*lengths)).outputs()) if len(lengths) > 1 else [tokens]
+
+    def _split(self, tokens: Any) -> list[Any]:
+        """The bands of a strip, and its halo."""
+        rows = self._rows(tokens)
+        above = self.strip.above(rows)
+        return self._parts(tokens, above, *self.band_rows, rows - self.height - above)
 
     def _core(self, bands: list[Any]) -> list[Any]:
         """Without the halo."""
         return bands[self.strip.has_above : len(bands) - self.strip.has_below]
 
-    def _inner(self, tokens: Any, by: int) -> Any:
-        """With so many rows of the halo left out on each side."""
-        above, below = self.strip.above(by), self.strip.with_halo(by) - self.strip.rows - self.strip.above(by)
-        if not above + below:
-            return tokens
-        rows = tokens.get_output_shape(0)[1] // self.width
-        parts = [count for count in (above, rows - above - below, below) if count]
-        return self._parts(tokens, parts)[bool(above)]
+    def _near(self, tokens: Any, halo: int) -> Any:
+        """With no more halo than that."""
+        rows, wanted = self._rows(tokens), self.strip.with_halo(halo)
+        above = self.strip.above(rows) - self.strip.above(wanted)
+        return self._parts(tokens, above, wanted, rows - wanted - above)[above > 0]
 
     def _gathered(self, rows: Any, index: Index, length: int, shape: tuple[int, ...]) -> Any:
         """Those rows of `length` values of a tensor, in another shape."""
@@ -307,12 +320,10 @@ class _Graph:
         shape = (len(index), self.config.window_size**2, self.channels)
         return self._gathered(tokens, index, windows.run * self.channels, shape)
 
-    def _put_together(self, pieces: list[Any], windows: Windows, first: int) -> list[Any]:
-        """From windows to bands; the first one begins with that row of the windows' map."""
+    def _put_together(self, pieces: list[Any], windows: Windows) -> list[Any]:
+        """From windows to bands."""
         whole = ops.concat(pieces, 0) if len(pieces) > 1 else pieces[0]
-        across = self.width // windows.run
-        places = windows.places(first * across, self.height * across)
-        parts = np.split(places, np.cumsum(self.band_rows)[:-1] * across)
+        parts = np.split(windows.places, np.cumsum(self.band_rows)[:-1] * self.width // windows.run)
         return [self._gathered(whole, part, windows.run * self.channels, (1, -1, self.channels)) for part in parts]
 
     # Layers
@@ -346,12 +357,12 @@ class _Graph:
 
     def _hab(self, bands: list[Any], block: _FastHAB) -> list[Any]:
         y = join([self._normed(band, block.norm1) for band in bands])
-        near = self._inner(y, self._halo(block) - _CONVOLUTIONS_OF_A_HAB)
+        near = self._near(y, _CONVOLUTIONS_OF_A_HAB)
         narrow = ops.gelu(self._convolve(self._picture(near), *weights_of(block.narrow)), "erf")
         convolved = self._convolve(narrow, *weights_of(block.widen))
         branches = zip(self._split(to_tokens(convolved)), self._gates(convolved, block), strict=True)
         gated = [ops.multiply(gate, branch) for branch, gate in branches]
-        attended = self._window_attention(y, block.attention, self._halo(block))
+        attended = self._window_attention(y, block.attention)
         return [
             self._mlp(ops.add(ops.add(x, a), term), block.norm2, block.mlp)
             for x, a, term in zip(self._core(bands), attended, gated, strict=True)
@@ -378,8 +389,8 @@ class _Graph:
         parts = np.split((np.arange(self.height) // box).astype(np.int32), np.cumsum(self.band_rows)[:-1])
         return [self._gathered(rows, part, self.width * self.channels, (1, -1, self.channels)) for part in parts]
 
-    def _window_attention(self, y: Any, attention: _FastWindowAttention, halo: int) -> list[Any]:
-        windows = windows_of(self.strip, halo, self.width, self.config.window_size, attention.shift)
+    def _window_attention(self, y: Any, attention: _FastWindowAttention) -> list[Any]:
+        windows = windows_of(self.strip, self._rows(y), self.width, self.config.window_size, attention.shift)
         q, k, v, projection = _projections(attention)
         has_one_head = attention.heads == 1
         if has_one_head:
@@ -395,12 +406,12 @@ class _Graph:
             keys = z if has_one_head else linear(z, *k)
             out = attend(linear(z, *q), keys, linear(z, *v), biases[kind])
             pieces.append(out if has_one_head else linear(out, *projection))
-        return self._put_together(pieces, windows, self.strip.above(halo))
+        return self._put_together(pieces, windows)
 
     def _ocab(self, bands: list[Any], block: _FastOCAB) -> list[Any]:
         y = join([normalize(band, block.norm1.eps) for band in bands])
-        size, halo = self.config.window_size, self._halo(block)
-        windows = windows_of(self.strip, halo, self.width, size, 0)
+        size = self.config.window_size
+        windows = windows_of(self.strip, self._rows(y), self.width, size, 0)
         *qkv, projection = _projections(block)
         q, k, v = (behind_norm(layer, *weights_of(block.norm1)) for layer in qkv)
         has_one_head = block.heads == 1
@@ -409,23 +420,24 @@ class _Graph:
             v = values_for_no_projection(v, projection, with_bias=False)
         bias, pieces, top = Bias(array_of(block.bias)), [], 0
         for rows in self.band_rows:
-            near_keys, near_values = self._surroundings(y, self.strip.above(halo) + top, rows, k, v)
+            near_keys, near_values = self._surroundings(y, top, rows, k, v)
             start, stop = (edge // size * (self.width // size) for edge in (top, top + rows))
             z = linear(self._cut(y, windows, slice(start, stop)), *q)
             out = attend(z, near_keys, near_values, bias)
             pieces.append(out if has_one_head else linear(out, *projection))
             top += rows
-        attended = self._put_together(pieces, windows, self.strip.above(halo))
+        attended = self._put_together(pieces, windows)
         if has_one_head:
             attended = [ops.add(band, constant(projection[1])) for band in attended]
         core = self._core(bands)
         return [self._mlp(ops.add(x, a), block.norm2, block.mlp) for x, a in zip(core, attended, strict=True)]
 
     def _surroundings(self, y: Any, top: int, rows: int, *layers: Layer) -> Iterator[Any]:
-        """What layers make of the tokens around each window of some rows, (W, m, C); zeros outside the picture."""
+        """What layers make of the tokens around each window of some rows, (W, m, C); zeros outside the frame."""
         size, wide = self.config.window_size, self.config.overlap_size
         before, behind = (wide - size) // 2, wide - size - (wide - size) // 2
-        height = y.get_output_shape(0)[1] // self.width
+        height = self._rows(y)
+        top += self.strip.above(height)
         first, last = max(0, top - before), min(height, top + rows + behind)
         above, below = before - (top - first), behind - (last - top - rows)
         index, run = surrounds(rows, self.width, size, wide)
