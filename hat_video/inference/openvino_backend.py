@@ -184,16 +184,16 @@ class OpenVINOHAT:
         facts = {"width": width, "strip": asdict(strip), "stage": stage}
         # Two frames that get there at once do not compile it twice.
         with self._building:
-            # No stream: it is computed on the caller's thread, and there are no others, for each of many models.
-            return self._compiled(facts, partial(build_stage, self._network, strip, stage, width, self.precision), 0)
+            return self._compiled(facts, partial(build_stage, self._network, strip, stage, width, self.precision), 1)
 
     def _compiled(self, facts: dict[str, Any], graph: Callable[[], Any], streams: int) -> Any:
         """Compiles a graph, which the facts tell from others of this network, or loads what was compiled before."""
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            # Without any, what is fused would depend on the number of processors.
             "NUM_STREAMS": streams,
             # In all: one for each stream.
-            "INFERENCE_NUM_THREADS": max(1, streams),
+            "INFERENCE_NUM_THREADS": streams,
             # Pinned, the first streams of all processes share the first core.
             "ENABLE_CPU_PINNING": False,
         }

@@ -28,13 +28,17 @@ _ROWS = 64
 
 
 def strips_of(config: HATConfig, height: int, width: int) -> list[Strip]:
-    """How a frame is cut, from top to bottom; a single strip where it is small, or where pixels depend on all others.
+    """How a frame is cut, from top to bottom; a single strip where it is small, or where the bits would be others.
+
+    Pixels must not depend on all others. Without a convolution at the end of a group its sum goes into the last block,
+    and is not rounded before.
 
     The first and the last strip are the smaller ones: each kind of strip has models of its own, and their memory.
     """
     rows, columns = height // config.unshuffle, width // config.unshuffle
     box = config.attention_pool
-    if not box or config.ape_size or rows <= box or rows * columns < _LEAST_TOKENS:
+    is_apart = bool(box) and not config.ape_size and config.resi_connection == "1conv"
+    if not is_apart or rows <= box or rows * columns < _LEAST_TOKENS:
         return [Strip(rows)]
     last, step = rows % box or box, -(-_ROWS // box) * box
     first = (rows - last - box) % step + box

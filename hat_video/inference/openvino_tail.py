@@ -105,8 +105,8 @@ class Tail:
             part = channels_first(cells(y, 1, start, start + 3))
             return cells(convolve(convolve(part, *first), *second), 2, place, place + 1)
 
-        rows = [ops.concat([column(0, 0), inner, column(width - 3, 2)], 3)]
-        rows = [row(0, 0)] * has_top + rows + [row(height - 3, 2)] * has_bottom
+        above, below = [row(0, 0)] if has_top else [], [row(height - 3, 2)] if has_bottom else []
+        rows = [*above, ops.concat([column(0, 0), inner, column(width - 3, 2)], 3), *below]
         return ops.concat(rows, 2) if len(rows) > 1 else rows[0]
 
     def _stages(self) -> list[tuple[nn.Module, int]]:
