@@ -61,7 +61,7 @@ OTHERS = {
 """Random weights: their speed is the same. 10x32 is ECBSR's size, 16x64 that of realesr-animevideov3."""
 FORMS = ("reference fp32", "torch fp32", "torch bf16", "openvino fp32", "openvino bf16")
 MEMORY = (
-    *(("openvino", "bf16", tile) for tile in (None, 1080, 384)),
+    *(("openvino", "bf16", tile) for tile in (None, 384)),
     ("openvino", "fp32", None),
     ("torch", "bf16", None),
 )

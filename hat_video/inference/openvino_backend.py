@@ -15,19 +15,21 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from hat_video.errors import ModelError, OptionError
+from hat_video.inference.openvino_folds import Strip
 from hat_video.inference.openvino_quiet import import_openvino
+from hat_video.inference.openvino_strips import StripwiseHAT, shared, strips_of
 from hat_video.inference.processors import cpu_count
 from hat_video.model.hat import HAT
 
@@ -125,7 +127,7 @@ class OpenVINOHAT:
         return out
 
     def prepare(self, height: int, width: int) -> None:
-        """Compiles the network for frames of one size, or loads what was compiled before.
+        """Compiles the network for frames of one size, or loads what was compiled before; not yet for large frames.
 
         Raises:
             ModelError: OpenVINO cannot compute this network at this size.
@@ -159,35 +161,55 @@ class OpenVINOHAT:
         # Those who have what they need are not held up meanwhile.
         with self._building:
             if size not in self._shapes:
-                requests = _Requests(self._compiled(height, width), self.in_flight, height * width)
+                requests = self._made_for(height, width)
                 with self._lock:
                     self._shapes[size] = requests
                     while len(self._shapes) > _MOST_SHAPES:
                         self._shapes.popitem(last=False)
             return self._shapes[size]
 
-    def _compiled(self, height: int, width: int) -> Any:
+    def _made_for(self, height: int, width: int) -> _Requests:
         from hat_video.inference.openvino_graph import build_graph
 
+        strips = strips_of(self.config, height, width)
+        if len(strips) == 1:
+            graph = partial(build_graph, self._network, height, width, self.precision)
+            whole = self._compiled({"height": height, "width": width}, graph, self.in_flight)
+            return _Requests(lambda: _WholeHAT(whole), self.in_flight, height * width)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        stage = partial(self._stage, width)
+        return _Requests(lambda: StripwiseHAT(self.config, strips, width, dtype, stage), self.in_flight, 0)
+
+    def _stage(self, width: int, strip: Strip, stage: int) -> Any:
+        from hat_video.inference.openvino_graph import build_stage
+
+        facts = {"width": width, "strip": asdict(strip), "stage": stage}
+        # Two frames that get there at once do not compile it twice.
+        with self._building:
+            return self._compiled(facts, partial(build_stage, self._network, strip, stage, width, self.precision), 1)
+
+    def _compiled(self, facts: dict[str, Any], graph: Callable[[], Any], streams: int) -> Any:
+        """Compiles a graph, which the facts tell from others of this network, or loads what was compiled before."""
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
-            "NUM_STREAMS": self.in_flight,
+            # Without any, what is fused would depend on the number of processors.
+            "NUM_STREAMS": streams,
             # In all: one for each stream.
-            "INFERENCE_NUM_THREADS": self.in_flight,
+            "INFERENCE_NUM_THREADS": streams,
             # Pinned, the first streams of all processes share the first core.
             "ENABLE_CPU_PINNING": False,
         }
-        key = json.dumps({**self._identity, "height": height, "width": width}, sort_keys=True).encode()
+        key = json.dumps({**self._identity, **facts}, sort_keys=True).encode()
         kept = self._cache.read(key)
         if kept is not None:
             with suppress(RuntimeError):
                 return _core().import_model(io.BytesIO(kept), "CPU", settings)
-        graph = build_graph(self._network, height, width, self.precision)
+        model = graph()
         try:
-            compiled = _core().compile_model(graph, "CPU", settings)
+            compiled = _core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise ModelError(f"OpenVINO: cannot compile this network for {width}x{height}: {reason}") from error
+            raise ModelError(f"OpenVINO: cannot compile this network for {facts}: {reason}") from error
         with suppress(RuntimeError):
             blob = io.BytesIO()
             compiled.export_model(blob)
@@ -195,38 +217,54 @@ class OpenVINOHAT:
         return compiled
 
 
-class _Requests:
-    """A compiled model, and as many requests as may run at once."""
+class _Runner(Protocol):
+    """Computes one frame at a time."""
 
-    def __init__(self, compiled: Any, limit: int, pixels: int) -> None:
+    def run(self, frame: Tensor, large: Tensor, /) -> None:
+        """Reads and writes the tensors' own memory."""
+
+    def release(self) -> None:
+        """Gives up what lies between the layers, until the next run."""
+
+
+class _WholeHAT:
+    """A compiled model of the whole network, and a request of it."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled, self._request = compiled, compiled.create_infer_request()
+
+    def run(self, frame: Tensor, large: Tensor) -> None:
+        for port, tensor in zip((*self._compiled.inputs, *self._compiled.outputs), (frame, large), strict=True):
+            self._request.set_tensor(port, shared(tensor, port))
+        self._request.infer()
+
+    def release(self) -> None:
+        """That of all its requests, of which none may be running."""
+        self._compiled.release_memory()
+
+
+class _Requests:
+    """What computes frames of one size, as many of it as may run at once."""
+
+    def __init__(self, make: Callable[[], _Runner], limit: int, pixels: int) -> None:
         self.pixels, self.users, self.has_memory = pixels, 0, False
-        self._compiled = compiled
+        self._make = make
         self._free = threading.BoundedSemaphore(limit)
-        self._idle: list[Any] = []
+        self._idle: list[_Runner] = []
 
     def run(self, frame: Tensor, large: Tensor) -> None:
         """Reads and writes the tensors' own memory."""
-        with self._one() as request:
-            request.set_input_tensor(_shared(frame))
-            request.set_output_tensor(_shared(large))
-            request.infer()
+        with self._free:
+            # One that has failed is not used again.
+            runner = self._idle.pop() if self._idle else self._make()
+            runner.run(frame, large)
+            self._idle.append(runner)
 
     def release(self) -> None:
         """Gives up what lies between the layers, until the next run. Nobody may be running."""
-        self._compiled.release_memory()
+        for runner in self._idle:
+            runner.release()
         self.has_memory = False
-
-    @contextmanager
-    def _one(self) -> Iterator[Any]:
-        with self._free:
-            # One that has failed is not used again.
-            request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
-            yield request
-            self._idle.append(request)
-
-
-def _shared(tensor: Tensor) -> Any:
-    return import_openvino().Tensor(tensor.numpy(), shared_memory=True)
 
 
 @cache

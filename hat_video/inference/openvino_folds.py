@@ -8,12 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+
+from hat_video.errors import ModelError
+from hat_video.inference.optimize import _Weights
 
 __all__ = [
     "Array",
     "Index",
     "Layer",
+    "Strip",
     "Windows",
+    "array_of",
     "before_shuffle",
     "behind_norm",
     "one_after_the_other",
@@ -22,6 +28,7 @@ __all__ = [
     "rounded_to_the_same_sum",
     "surrounds",
     "values_for_no_projection",
+    "weights_of",
     "windows_of",
 ]
 
@@ -32,19 +39,34 @@ Layer = tuple[Array, Array]
 
 
 @dataclass(frozen=True, slots=True)
+class Strip:
+    """Rows of tokens, all across a frame, and whether the frame goes on beyond them; else the whole of one."""
+
+    rows: int
+    has_above: bool = False
+    has_below: bool = False
+
+    def with_halo(self, halo: int) -> int:
+        """The rows that are looked at, where those are `halo` more wherever the frame goes on."""
+        return self.rows + halo * (self.has_above + self.has_below)
+
+    def above(self, rows: int) -> int:
+        """How many of so many rows, halo included, come before its own."""
+        return (rows - self.rows) * self.has_above // max(1, self.has_above + self.has_below)
+
+
+@dataclass(frozen=True, slots=True)
 class Windows:
-    """Where the windows of a map lie, as runs of pixels."""
+    """Where the windows of a strip lie, as runs of pixels."""
 
     run: int
     """Pixels that lie side by side in the map and in the windows."""
     index: Index
     """(windows, runs): which run of the map each one is."""
+    places: Index
+    """(runs of the strip,): which run of the windows each one is."""
     kinds: tuple[int, ...]
-    """Windows of each kind, which follow one another: inner ones, last column, last row, corner."""
-
-    def places(self) -> Index:
-        """(runs of the map,): which run of the windows each one is."""
-        return np.argsort(self.index, axis=None).astype(np.int32)
+    """Windows of each kind, which follow one another: inner ones, last column, edge row, corner."""
 
     def parts(self, count: int) -> list[tuple[int, slice]]:
         """About `count` pieces of the windows, each with the number of its one kind."""
@@ -59,21 +81,36 @@ class Windows:
         return parts
 
 
-def windows_of(height: int, width: int, size: int, shift: int) -> Windows:
-    """The windows of a map, after it was rolled back by `shift` in both directions."""
+def windows_of(strip: Strip, height: int, width: int, size: int, shift: int) -> Windows:
+    """The windows that cover a strip, after the frame was rolled back by `shift` in both directions.
+
+    Args:
+        strip: of a multiple of `size` rows.
+        height: of the map that they are cut from: the strip and its halo.
+        width: likewise, a multiple of `size`.
+        size: of the windows.
+        shift: 0, or half of `size`.
+    """
     run = math.gcd(size, shift)
-    rows, columns = height // size, width // size
-    y = (np.arange(height) + shift) % height
+    columns, across = width // size, width // run
+    # At the frame's upper edge they begin at its lower end, or with rows of the halo, which are masked as those are.
+    first = strip.above(height) - -shift % size
+    rows = (strip.rows + (size if shift and strip.rows < height else 0)) // size
+    y = np.arange(first, first + rows * size) % height
     x = (np.arange(0, width, run) + shift) % width // run
-    runs = (y[:, None] * (width // run) + x).reshape(rows, size, columns, size // run)
+    runs = (y[:, None] * across + x).reshape(rows, size, columns, size // run)
     index = runs.swapaxes(1, 2).reshape(rows * columns, -1).astype(np.int32)
-    if not shift:
-        return Windows(run, index, (rows * columns,))
-    # The last row and column of windows hold what was at both ends of the map.
-    kind = 2 * (np.arange(rows) == rows - 1)[:, None] + (np.arange(columns) == columns - 1)
-    order = np.argsort(kind, axis=None, kind="stable")
-    counts = np.bincount(kind.reshape(-1), minlength=4)
-    return Windows(run, index[order], tuple(int(count) for count in counts))
+    kinds: tuple[int, ...] = (rows * columns,)
+    if shift:
+        # What lies at both ends of the frame shares windows.
+        edge = -1 if strip.has_above and strip.has_below else rows - 1 if strip.has_above else 0
+        kind = 2 * (np.arange(rows) == edge)[:, None] + (np.arange(columns) == columns - 1)
+        index = index[np.argsort(kind, axis=None, kind="stable")]
+        kinds = tuple(np.bincount(kind.reshape(-1), minlength=4).tolist())
+    places = np.zeros(height * across, np.int32)
+    places[index.reshape(-1)] = np.arange(index.size)
+    top = strip.above(height)
+    return Windows(run, index, places[top * across : (top + strip.rows) * across], kinds)
 
 
 def surrounds(height: int, width: int, size: int, wide: int) -> tuple[Index, int]:
@@ -153,3 +190,21 @@ def rounded_to_the_same_sum(weight: Array) -> Array:
         left = wanted - used
         np.put_along_axis(rounded, place, used, -1)
     return rounded.reshape(weight.shape)
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    """In fp64."""
+    array: Array = tensor.detach().cpu().double().numpy()
+    return array
+
+
+def weights_of(layer: nn.Module) -> Layer:
+    """A bias of zeros where there is none.
+
+    Raises:
+        ModelError: the layer has no weights.
+    """
+    if not isinstance(layer, _Weights):
+        raise ModelError(f"OpenVINO: {type(layer).__name__} is no layer of HAT")
+    weight = array_of(layer.weight)
+    return weight, np.zeros(len(weight)) if layer.bias is None else array_of(layer.bias)

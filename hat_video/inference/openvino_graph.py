@@ -1,4 +1,5 @@
-"""HAT as an OpenVINO model for one size of frame, written for how OpenVINO's CPU plugin runs it.
+"""HAT as an OpenVINO model for one size of frame, or as several, of which each computes a strip of one; written for how
+OpenVINO's CPU plugin runs it.
 
 The weights are `FastHAT`'s, so what `optimize` folds is folded here too. What this adds, exactly:
 
@@ -23,8 +24,9 @@ transposition between a convolution and tokens; product, bias, softmax and produ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -34,60 +36,19 @@ import torch
 from torch import nn
 
 from hat_video.errors import ModelError
-from hat_video.inference.openvino_folds import (
-    Array,
-    Index,
-    Layer,
-    Windows,
-    before_shuffle,
-    behind_norm,
-    one_after_the_other,
-    queries_for_no_keys,
-    rounded_to_bf16,
-    rounded_to_the_same_sum,
-    surrounds,
-    values_for_no_projection,
-    windows_of,
-)
-from hat_video.inference.openvino_ops import (
-    Bias,
-    attend,
-    cells,
-    channels_first,
-    constant,
-    convolve,
-    ints,
-    join,
-    linear,
-    normalize,
-    reshape,
-    shuffle_pixels,
-    to_tokens,
-)
-from hat_video.inference.optimize import (
-    FastHAT,
-    _FastHAB,
-    _FastMlp,
-    _FastOCAB,
-    _FastWindowAttention,
-    _Norm,
-    _Weights,
-    optimize,
-)
+from hat_video.inference.openvino_blocks import Blocks
+from hat_video.inference.openvino_folds import Layer, Strip, array_of, rounded_to_bf16, weights_of
+from hat_video.inference.openvino_ops import constant, join, to_tokens
+from hat_video.inference.openvino_tail import Tail
+from hat_video.inference.optimize import _Norm, optimize
 from hat_video.model.hat import HAT
 
-__all__ = ["GRAPH_VERSION", "Precision", "build_graph"]
+__all__ = ["GRAPH_VERSION", "Precision", "build_graph", "build_stage"]
 
 Precision = Literal["fp32", "bf16"]
 
-GRAPH_VERSION = 2
+GRAPH_VERSION = 3
 """Counts up whenever the graph of the same network changes."""
-
-# A band of tokens of about this size, and what an MLP makes of it, stay in a core's cache (measured).
-_BAND_BYTES = 1_400_000
-# More bands gain a few per cent more in large frames, but each is a node more to compile for every layer.
-_MOST_BANDS = 24
-_MOST_BANDS_OF_ALL_BLOCKS = 160
 
 
 def build_graph(network: HAT, height: int, width: int, precision: Precision) -> openvino.Model:
@@ -106,314 +67,162 @@ def build_graph(network: HAT, height: int, width: int, precision: Precision) -> 
     Raises:
         ModelError: the network cannot be written that way, or not at this size; the message says why.
     """
-    multiple = network.config.multiple
-    if min(height, width) <= 0 or height % multiple or width % multiple:
-        raise ModelError(f"OpenVINO: {width}x{height}: both sides must be multiples of {multiple}")
+    with _model_errors():
+        strip = Strip(height // network.config.unshuffle)
+        return _Graph(network, strip, (height, width), precision).whole()
+
+
+def build_stage(network: HAT, strip: Strip, stage: int, width: int, precision: Precision) -> openvino.Model:
+    """A part of the network for a strip of a frame: see `openvino_strips`.
+
+    Args:
+        network: one that `strips_of` cuts frames for.
+        strip: of a multiple of windows and boxes, but for the last one of a frame.
+        stage: 0 is `conv_first`; then come the blocks of each group, and what closes it; then the tail.
+        width: of the frame.
+        precision: also of the trunk between two stages.
+
+    Returns:
+        A model of one or two inputs: `frame`, RGB as above; `x`, the trunk behind the stage before; `before`, the trunk
+        before the group. Each has the rows of the strip and as many around it as are looked at. The output is the
+        trunk, (1, tokens, C), or the large picture, for the strip alone.
+
+    Raises:
+        ModelError: the network cannot be written that way.
+    """
+    with _model_errors():
+        height = strip.rows * network.config.unshuffle
+        return _Graph(network, strip, (height, width), precision).stages()[stage]()
+
+
+@contextmanager
+def _model_errors() -> Iterator[None]:
     try:
-        fast = optimize(network, dtype=torch.float64, device=torch.device("cpu"))
-        return _Graph(fast, height, width, precision).build()
+        yield
     except (AttributeError, RuntimeError, TypeError) as error:
         # A network that was taken apart, as for an ablation; or an operation that this OpenVINO does not have.
         raise ModelError(f"OpenVINO: this network cannot be written as a graph: {error}") from error
 
 
 class _Graph:
-    """Builds one model. Tokens are (1, tokens, C), pictures (1, C, H, W); the trunk is a list of bands of tokens."""
+    """Builds models of a frame, or of a strip of one. Tokens, pictures and the trunk are as in `Blocks`."""
 
-    def __init__(self, fast: FastHAT, height: int, width: int, precision: Precision) -> None:
-        self.fast, self.config, self.is_half = fast, fast.config, precision == "bf16"
-        self.frame = (height, width)
-        self.height, self.width = height // self.config.unshuffle, width // self.config.unshuffle
-        self.channels = self.config.embed_dim
-        rows = self.height // self.config.window_size
-        self.bands = self._count_bands(rows)
-        ends = [round(number * rows / self.bands) * self.config.window_size for number in range(self.bands + 1)]
-        self.band_rows = [stop - start for start, stop in pairwise(ends)]
-        self._indices: dict[bytes, Any] = {}
+    def __init__(self, network: HAT, strip: Strip, frame: tuple[int, int], precision: Precision) -> None:
+        multiple = network.config.multiple
+        height, width = frame
+        if min(frame) <= 0 or height % multiple or width % multiple:
+            raise ModelError(f"OpenVINO: {width}x{height}: both sides must be multiples of {multiple}")
+        self.fast = optimize(network, dtype=torch.float64, device=torch.device("cpu"))
+        self.config, self.is_half, self.strip = network.config, precision == "bf16", strip
+        self.width = width // self.config.unshuffle
+        self.blocks = Blocks(self.config, strip, self.width, self.is_half)
+        self.tail = Tail(self.fast, strip, self.is_half)
 
-    def _count_bands(self, rows: int) -> int:
-        size = self.height * self.width * self.channels * (2 if self.is_half else 4)
-        blocks = sum(self.config.depths) + len(self.config.depths)
-        return max(1, min(rows, _MOST_BANDS, _MOST_BANDS_OF_ALL_BLOCKS // blocks, round(size / _BAND_BYTES)))
-
-    def build(self) -> openvino.Model:
-        fast = self.fast
-        frame = ops.parameter([1, self.config.in_chans, *self.frame], openvino.Type.f32, name="frame")
-        pixels, first = self._first(frame)
-        shallow = convolve(pixels, *first)
-        bands = self._split(to_tokens(shallow))
-        if isinstance(fast.embed_norm, _Norm):
-            bands = [self._normed(band, fast.embed_norm) for band in bands]
-        if fast.position is not None:
-            bands = [ops.add(band, position) for band, position in zip(bands, self._positions(), strict=True)]
-        for group in fast.groups():
+    def whole(self) -> openvino.Model:
+        """All of it."""
+        frame = self._frame(0)
+        pixels = self._pixels(frame)
+        bands = self._shallow(pixels)
+        for group in self.fast.groups():
             before = bands
             for block in group.blocks:
-                bands = self._ocab(bands, block) if isinstance(block, _FastOCAB) else self._hab(bands, block)
-            if not isinstance(group.conv, nn.Identity):
-                picture = self._picture(join(bands))
-                bands = self._split(to_tokens(convolve(picture, *_weights(group.conv))))
-            bands = [ops.add(band, residual) for band, residual in zip(bands, before, strict=True)]
-        deep = join([self._normed(band, fast.norm) for band in bands])
-        if isinstance(fast.conv_after_body, nn.Identity):
-            features = ops.add(self._picture(deep), shallow)
-        else:
-            # The way around the body as part of the same sums: nothing of it is rounded, nor kept all the while.
-            last = _weights(fast.conv_after_body)
-            weight, bias = np.concatenate([last[0], first[0]], 1), last[1] + first[1]
-            features = convolve(self._picture(ops.concat([deep, to_tokens(pixels)], 2)), weight, bias)
-        return openvino.Model([ops.result(self._enlarged(features))], [frame], "hat")
+                bands = self.blocks.block(bands, block)
+            bands = self._closed(bands, before, group.conv)
+        return openvino.Model([ops.result(self._enlarged(bands, pixels))], [frame], "hat")
 
-    def _first(self, frame: Any) -> tuple[Any, Layer]:
-        """What `conv_first` is applied to, and its weights."""
-        x = ops.subtract(frame, constant(_array(self.fast.mean)))
+    def stages(self) -> list[Callable[[], openvino.Model]]:
+        """What builds each of them."""
+        stages: list[Callable[[], openvino.Model]] = [self._head_stage]
+        for group in self.fast.groups():
+            stages += [partial(self._block_stage, block) for block in group.blocks]
+            stages.append(partial(self._closing_stage, group.conv))
+        return [*stages, self._tail_stage]
+
+    def _head_stage(self) -> openvino.Model:
+        frame = self._frame(1)
+        return self._stage(self._shallow(self._pixels(frame)), frame)
+
+    def _block_stage(self, block: nn.Module) -> openvino.Model:
+        x, bands = self._trunk("x", self.blocks.halo(block))
+        return self._stage(self.blocks.block(bands, block), x)
+
+    def _closing_stage(self, conv: nn.Module) -> openvino.Model:
+        (x, bands), (before, residual) = self._trunk("x", 1), self._trunk("before", 0)
+        return self._stage(self._closed(bands, residual, conv), x, before)
+
+    def _tail_stage(self) -> openvino.Model:
+        halo = self.tail.halo + 1
+        frame, (x, bands) = self._frame(halo), self._trunk("x", halo)
+        return openvino.Model([ops.result(self._enlarged(bands, self._pixels(frame)))], [frame, x], "hat")
+
+    def _frame(self, halo: int) -> Any:
+        rows, columns = (side * self.config.unshuffle for side in (self.strip.with_halo(halo), self.width))
+        return ops.parameter([1, self.config.in_chans, rows, columns], openvino.Type.f32, name="frame")
+
+    def _trunk(self, name: str, halo: int) -> tuple[Any, list[Any]]:
+        """An input, and its bands."""
+        tokens = self.strip.with_halo(halo) * self.width
+        x = ops.parameter([1, tokens, self.config.embed_dim], self._trunk_type, name=name)
+        return x, self.blocks.split(ops.convert(x, openvino.Type.f32))
+
+    def _stage(self, bands: list[Any], *inputs: Any) -> openvino.Model:
+        return openvino.Model([ops.result(ops.convert(join(bands), self._trunk_type))], list(inputs), "hat")
+
+    @property
+    def _trunk_type(self) -> Any:
+        return openvino.Type.bf16 if self.is_half else openvino.Type.f32
+
+    def _pixels(self, frame: Any) -> Any:
+        """What `conv_first` is applied to."""
+        x = ops.subtract(frame, constant(array_of(self.fast.mean)))
         if self.config.unshuffle > 1:
             x = ops.space_to_depth(x, "depth_first", self.config.unshuffle)
-        weight, bias = _weights(self.fast.conv_first)
-        weight = weight * self.config.img_range
         if self.is_half:
             coarse = ops.multiply(ops.round(ops.multiply(x, constant(128)), "half_to_even"), constant(1 / 128))
             x = ops.concat([coarse, ops.subtract(x, coarse), coarse], 1)
+        return x
+
+    def _first(self) -> Layer:
+        """`conv_first`."""
+        weight, bias = weights_of(self.fast.conv_first)
+        weight = weight * self.config.img_range
+        if self.is_half:
             rounded = rounded_to_bf16(weight)
             weight = np.concatenate([rounded, rounded, weight - rounded], 1)
-        return x, (weight, bias)
+        return weight, bias
 
-    # Layout
+    def _shallow(self, pixels: Any) -> list[Any]:
+        bands = self.blocks.split(to_tokens(self.blocks.convolve(pixels, *self._first())))
+        if isinstance(self.fast.embed_norm, _Norm):
+            bands = [self.blocks.normed(band, self.fast.embed_norm) for band in bands]
+        if self.fast.position is not None:
+            bands = [ops.add(band, position) for band, position in zip(bands, self._positions(), strict=True)]
+        return bands
 
-    def _picture(self, tokens: Any) -> Any:
-        return channels_first(reshape(tokens, 1, self.height, self.width, -1))
+    def _closed(self, bands: list[Any], before: list[Any], conv: nn.Module) -> list[Any]:
+        """What ends a group."""
+        if not isinstance(conv, nn.Identity):
+            convolved = self.blocks.convolve(self.blocks.picture(join(bands)), *weights_of(conv))
+            bands = self.blocks.split(to_tokens(convolved))
+        return [ops.add(band, residual) for band, residual in zip(bands, before, strict=True)]
 
-    def _split(self, tokens: Any) -> list[Any]:
-        if self.bands == 1:
-            return [tokens]
-        return list(
-            ops.variadic_split(tokens, ints(1), ints(*(rows * self.width for rows in self.band_rows))).outputs()
-        )
-
-    def _gathered(self, rows: Any, index: Index, length: int, shape: tuple[int, ...]) -> Any:
-        """Those rows of `length` values of a tensor, in another shape."""
-        rows = reshape(rows, -1, length)
-        key = index.tobytes()
-        # Blocks share the constants; for large frames they are megabytes.
-        if key not in self._indices:
-            self._indices[key] = ops.constant(np.ascontiguousarray(index.reshape(-1)))
-        return reshape(ops.gather(rows, self._indices[key], ints(0)), *shape)
-
-    def _cut(self, tokens: Any, windows: Windows, part: slice) -> Any:
-        """(W, n, C): some of the windows."""
-        index = windows.index[part]
-        shape = (len(index), self.config.window_size**2, self.channels)
-        return self._gathered(tokens, index, windows.run * self.channels, shape)
-
-    def _put_together(self, pieces: list[Any], windows: Windows) -> list[Any]:
-        """From windows to bands."""
-        whole = ops.concat(pieces, 0) if len(pieces) > 1 else pieces[0]
-        parts = np.split(windows.places(), np.cumsum(self.band_rows)[:-1] * self.width // windows.run)
-        return [self._gathered(whole, part, windows.run * self.channels, (1, -1, self.channels)) for part in parts]
-
-    # Layers
-
-    def _normed(self, tokens: Any, norm: _Norm) -> Any:
-        gain, offset = _weights(norm)
-        return ops.add(ops.multiply(normalize(tokens, norm.eps), constant(gain)), constant(offset))
+    def _enlarged(self, bands: list[Any], pixels: Any) -> Any:
+        deep = join([self.blocks.normed(band, self.fast.norm) for band in bands])
+        first = self._first()
+        if isinstance(self.fast.conv_after_body, nn.Identity):
+            features = ops.add(self.blocks.picture(deep), self.blocks.convolve(pixels, *first))
+        else:
+            # The way around the body as part of the same sums: nothing of it is rounded, nor kept all the while.
+            last = weights_of(self.fast.conv_after_body)
+            weight, bias = np.concatenate([last[0], first[0]], 1), last[1] + first[1]
+            both = self.blocks.picture(ops.concat([deep, to_tokens(pixels)], 2))
+            features = self.blocks.convolve(both, weight, bias)
+        return self.tail.enlarged(features)
 
     def _positions(self) -> list[Any]:
         side = self.config.ape_size
-        if self.fast.position is None or (self.height, self.width) != (side, side):
+        if self.fast.position is None or (self.strip.rows, self.width) != (side, side):
             fitting = side * self.config.unshuffle
             raise ModelError(f"OpenVINO: the position embedding is for frames of {fitting}x{fitting}, no others")
-        position = _array(self.fast.position).reshape(1, side * side, -1)
-        return [constant(part) for part in np.split(position, np.cumsum(self.band_rows)[:-1] * side, axis=1)]
-
-    # Blocks
-
-    def _hab(self, bands: list[Any], block: nn.Module) -> list[Any]:
-        if not isinstance(block, _FastHAB):
-            raise ModelError(f"OpenVINO: {type(block).__name__} is no block of HAT")
-        y = join([self._normed(band, block.norm1) for band in bands])
-        narrow = ops.gelu(convolve(self._picture(y), *_weights(block.narrow)), "erf")
-        convolved = convolve(narrow, *_weights(block.widen))
-        branches = zip(self._split(to_tokens(convolved)), self._gates(convolved, block), strict=True)
-        gated = [ops.multiply(gate, branch) for branch, gate in branches]
-        out = []
-        for x, attended, term in zip(bands, self._window_attention(y, block.attention), gated, strict=True):
-            out.append(self._mlp(ops.add(ops.add(x, attended), term), block.norm2, block.mlp))
-        return out
-
-    def _gates(self, convolved: Any, block: _FastHAB) -> list[Any]:
-        """For each band: (1, 1, C), or (1, tokens, C) where the channel attention pools over boxes."""
-        box = self.config.attention_pool
-        if box:
-            # What reaches over the edge counts for nothing.
-            sides, none = [min(box, self.height), min(box, self.width)], [0, 0]
-            mean = ops.avg_pool(convolved, sides, none, none, sides, exclude_pad=True, rounding_type="ceil")
-        else:
-            mean = ops.reduce_mean(convolved, ints(2, 3), keep_dims=True)
-        squeezed = ops.relu(convolve(mean, *_as_convolution(block.squeeze)))
-        gate = ops.sigmoid(convolve(squeezed, *_as_convolution(block.excite)))
-        gate = to_tokens(ops.multiply(gate, constant(block.gate_scale)))
-        if not box:
-            return [gate] * self.bands
-        # A box's gate is repeated along the row first, while there is one row of boxes, then for each row of pixels.
-        down, across = -(-self.height // box), -(-self.width // box)
-        index = np.arange(down)[:, None] * across + np.arange(self.width) // box
-        rows = self._gathered(gate, index.astype(np.int32), self.channels, (down, -1))
-        parts = np.split((np.arange(self.height) // box).astype(np.int32), np.cumsum(self.band_rows)[:-1])
-        return [self._gathered(rows, part, self.width * self.channels, (1, -1, self.channels)) for part in parts]
-
-    def _window_attention(self, y: Any, attention: _FastWindowAttention) -> list[Any]:
-        windows = windows_of(self.height, self.width, self.config.window_size, attention.shift)
-        q, k, v, projection = _projections(attention)
-        has_one_head = attention.heads == 1
-        if has_one_head:
-            q, v = queries_for_no_keys(q, k), values_for_no_projection(v, projection, with_bias=True)
-        masks: list[Any] = [0.0]
-        if attention.shift:
-            row, column = _array(attention.row_mask), _array(attention.column_mask)
-            masks += [column, row, np.minimum(row, column)]
-        biases = [Bias(_array(attention.bias) + mask) for mask in masks]
-        pieces = []
-        for kind, part in windows.parts(self.bands):
-            z = self._cut(y, windows, part)
-            keys = z if has_one_head else linear(z, *k)
-            out = attend(linear(z, *q), keys, linear(z, *v), biases[kind])
-            pieces.append(out if has_one_head else linear(out, *projection))
-        return self._put_together(pieces, windows)
-
-    def _ocab(self, bands: list[Any], block: _FastOCAB) -> list[Any]:
-        y = join([normalize(band, block.norm1.eps) for band in bands])
-        size = self.config.window_size
-        windows = windows_of(self.height, self.width, size, 0)
-        *qkv, projection = _projections(block)
-        q, k, v = (behind_norm(layer, *_weights(block.norm1)) for layer in qkv)
-        has_one_head = block.heads == 1
-        if has_one_head:
-            # Those outside the picture are zeros, and take part: neither keys nor the projection's bias can go.
-            v = values_for_no_projection(v, projection, with_bias=False)
-        bias, pieces, top = Bias(_array(block.bias)), [], 0
-        for rows in self.band_rows:
-            near_keys, near_values = self._surroundings(y, top, top + rows, k, v)
-            start, stop = (edge // size * (self.width // size) for edge in (top, top + rows))
-            z = linear(self._cut(y, windows, slice(start, stop)), *q)
-            out = attend(z, near_keys, near_values, bias)
-            pieces.append(out if has_one_head else linear(out, *projection))
-            top += rows
-        attended = self._put_together(pieces, windows)
-        if has_one_head:
-            attended = [ops.add(band, constant(projection[1])) for band in attended]
-        return [self._mlp(ops.add(x, a), block.norm2, block.mlp) for x, a in zip(bands, attended, strict=True)]
-
-    def _surroundings(self, y: Any, top: int, bottom: int, *layers: Layer) -> Iterator[Any]:
-        """What layers make of the tokens around each window of some rows, (W, m, C); zeros outside the picture."""
-        size, wide = self.config.window_size, self.config.overlap_size
-        before, behind = (wide - size) // 2, wide - size - (wide - size) // 2
-        first, last = max(0, top - before), min(self.height, bottom + behind)
-        above, below = before - (top - first), behind - (last - bottom)
-        index, run = surrounds(bottom - top, self.width, size, wide)
-        tokens = cells(y, 1, first * self.width, last * self.width) if self.bands > 1 else y
-        for layer in layers:
-            rows = reshape(linear(tokens, *layer), 1, last - first, self.width, -1)
-            begin, end = ints(0, above, before, 0), ints(0, below, behind, 0)
-            padded = ops.pad(rows, begin, end, "constant", constant(0))
-            yield self._gathered(padded, index, run * len(layer[1]), (len(index), wide**2, -1))
-
-    def _mlp(self, x: Any, norm: _Norm, mlp: _FastMlp) -> Any:
-        """x, and what the MLP adds to it."""
-        hidden = ops.gelu(linear(normalize(x, norm.eps), *behind_norm(_weights(mlp.fc1), *_weights(norm))), "erf")
-        return ops.add(x, linear(hidden, *_weights(mlp.fc2)))
-
-    # Tail
-
-    def _enlarged(self, features: Any) -> Any:
-        """From the features to the large picture, (1, 3, sH, sW)."""
-        weight, bias = _weights(self.fast.conv_before_upsample)
-        # The sum is an operation of its own: the bias of a convolution would be rounded.
-        y = ops.add(to_tokens(convolve(features, self._fitted(weight))), constant(bias))
-        y = reshape(ops.prelu(y, constant([0.01])), 1, self.height, self.width, -1)
-        stages = self._stages()
-        last_stage = stages.pop() if stages else None
-        # How far rounded biases have moved each channel so far.
-        left = np.zeros_like(bias)
-        for conv, factor in stages:
-            weight, bias = _weights(conv)
-            weight = self._fitted(weight)
-            bias, left = self._handed_on(weight, bias, left)
-            large = ops.depth_to_space(convolve(channels_first(y), weight, bias), "depth_first", factor)
-            y, left = ops.transpose(large, ints(0, 2, 3, 1)), left.reshape(-1, factor**2).mean(1)
-        last = tuple(array / self.config.img_range for array in _weights(self.fast.conv_last))
-        mean = _array(self.fast.mean).reshape(-1)
-        if last_stage is None:
-            weight = self._fitted(last[0])
-            bias, left = self._handed_on(weight, last[1], left)
-            return shuffle_pixels(convolve(channels_first(y), weight, bias), 1, left + mean)
-        conv, factor = last_stage
-        both = _weights(conv), (before_shuffle(last[0], factor), last[1].repeat(factor**2))
-        weight, bias = one_after_the_other(*both)
-        weight = self._fitted(weight)
-        bias, left = self._handed_on(weight, bias, left)
-        picture = self._with_border(convolve(channels_first(y), weight, bias), y, *both)
-        return shuffle_pixels(picture, factor, left.reshape(-1, factor**2).mean(1) + mean)
-
-    def _with_border(self, inner: Any, y: Any, first: Layer, second: Layer) -> Any:
-        """The picture with its outermost places, where the second layer meets zeros, and not what the first makes of
-        zeros.
-
-        Args:
-            inner: what both layers as one make of y, (1, C', H - 2, W - 2).
-            y: (1, H, W, C).
-            first: 3x3.
-            second: 3x3.
-        """
-        _, height, width, _ = y.get_output_shape(0)
-
-        def edge(axis: int, start: int, place: int) -> Any:
-            # Three rows or columns hold all that the outermost of them depends on.
-            part = cells(y, axis, start, start + 3)
-            part = convolve(convolve(channels_first(part), *first), *second)
-            return cells(part, axis + 1, place, place + 1)
-
-        def middle(column: Any) -> Any:
-            return cells(column, 2, 1, height - 1)
-
-        rows = ops.concat([middle(edge(2, 0, 0)), inner, middle(edge(2, width - 3, 2))], 3)
-        return ops.concat([edge(1, 0, 0), rows, edge(1, height - 3, 2)], 2)
-
-    def _stages(self) -> list[tuple[nn.Module, int]]:
-        """The convolutions of the tail before the last, each with the factor of the pixel shuffle behind it."""
-        layers = list(self.fast.upsample)
-        shuffles = [layer.upscale_factor for layer in layers[1::2] if isinstance(layer, nn.PixelShuffle)]
-        return list(zip(layers[::2], shuffles, strict=True))
-
-    def _fitted(self, weight: Array) -> Array:
-        return rounded_to_the_same_sum(weight) if self.is_half else weight
-
-    def _handed_on(self, weight: Array, bias: Array, left: Array) -> tuple[Array, Array]:
-        """The bias of a layer, and what rounding leaves out of it; `left` was left out before the layer."""
-        exact = bias + weight.sum((2, 3)) @ left
-        used = rounded_to_bf16(exact) if self.is_half else exact
-        return used, exact - used
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    array: Array = tensor.detach().cpu().double().numpy()
-    return array
-
-
-def _weights(layer: nn.Module) -> Layer:
-    """A bias of zeros where there is none."""
-    if not isinstance(layer, _Weights):
-        raise ModelError(f"OpenVINO: {type(layer).__name__} is no layer of HAT")
-    weight = _array(layer.weight)
-    return weight, np.zeros(len(weight)) if layer.bias is None else _array(layer.bias)
-
-
-def _as_convolution(layer: nn.Module) -> Layer:
-    weight, bias = _weights(layer)
-    return weight[:, :, None, None], bias
-
-
-def _projections(attention: _FastWindowAttention | _FastOCAB) -> tuple[Layer, Layer, Layer, Layer]:
-    """Of the queries, the keys, the values and the output."""
-    weight, bias = _weights(attention.qkv)
-    q, k, v = zip(np.split(weight, 3), np.split(bias, 3), strict=True)
-    return q, k, v, _weights(attention.proj)
+        position = array_of(self.fast.position).reshape(1, side * side, -1)
+        return [constant(part) for part in np.split(position, np.cumsum(self.blocks.band_rows)[:-1] * side, axis=1)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import openvino.opset13 as ops
 
-from hat_video.inference.openvino_folds import Array
+from hat_video.inference.openvino_folds import Array, Strip
 
 __all__ = [
     "Bias",
@@ -66,10 +66,15 @@ def join(bands: Sequence[Any]) -> Any:
     return ops.concat(bands, 1) if len(bands) > 1 else bands[0]
 
 
-def convolve(picture: Any, weight: Array, bias: Array | None = None) -> Any:
-    """With one row of zeros around the picture, whatever the kernel's size; none for 1x1."""
-    pads = [min(1, weight.shape[2] // 2)] * 2
-    y = ops.convolution(picture, constant(weight), [1, 1], pads, pads, [1, 1])
+def convolve(picture: Any, weight: Array, bias: Array | None = None, strip: Strip | None = None) -> Any:
+    """With one row of zeros around the picture, whatever the kernel's size, but not where a strip's halo is; none for
+    1x1.
+    """
+    pad = min(1, weight.shape[2] // 2)
+    begin, end = [pad, pad], [pad, pad]
+    if strip is not None:
+        begin[0], end[0] = pad * (not strip.has_above), pad * (not strip.has_below)
+    y = ops.convolution(picture, constant(weight), [1, 1], begin, end, [1, 1])
     return y if bias is None else ops.add(y, constant(bias.reshape(1, -1, 1, 1)))
 
 
