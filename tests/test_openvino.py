@@ -230,7 +230,8 @@ def test_spoiled_entries_are_made_again(harm: tuple[str, Callable[[Path], None]]
     harm[1](entry)
     assert torch.equal(prepared(network, tmp_path), first)
     if harm[0] != "a folder":
-        assert entry_of(tmp_path).stat().st_size == size
+        # Not to the byte: OpenVINO numbers its nodes from process to process, and the numbers grow longer.
+        assert abs(entry_of(tmp_path).stat().st_size - size) < 0.01 * size
 
 
 def test_foreign_entries_are_not_believed(tmp_path: Path) -> None:
