@@ -158,9 +158,10 @@ def peak_memory(name: str, backend: str, precision: str, tile: int | None) -> di
     return found | {"seconds": elapsed}
 
 
-def memory() -> dict[str, list[dict[str, Any]]]:
-    """Of each shipped model in each form."""
-    return {name: [peak_memory(name, *form) for form in MEMORY] for name in shipped()}
+def memory() -> dict[str, Any]:
+    """Of each shipped model in each form, and the machine, which may be another one than that of the rest."""
+    found = {name: [peak_memory(name, *form) for form in MEMORY] for name in shipped()}
+    return {"memory_1920x1080": found, "memory_machine": machine()}
 
 
 def one_large_frame(name: str, backend: str, precision: str, tile: int) -> None:
@@ -260,7 +261,7 @@ def main() -> None:
         return one_large_frame(name, backend, precision, int(tile))
     if given.memory:
         result = json.loads(RESULT.read_text(encoding="utf-8"))
-        result["memory_1920x1080"] = memory()
+        result |= memory()
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     elif not given.tables:
         torch.set_num_threads(1)
@@ -275,7 +276,7 @@ def main() -> None:
             "rounds": given.rounds,
             "networks": networks(given.rounds),
             "frames_in_flight": in_flight(few),
-            "memory_1920x1080": memory(),
+            **memory(),
             "end_to_end": outside(few),
             "tools": tools(few, given.framelift, given.ncnn),
             "set5_y_psnr": known.get("set5_y_psnr", {}),

@@ -13,8 +13,7 @@ import typer
 from pydantic import TypeAdapter
 
 from hat_video.cli.declare import declare
-from hat_video.cli.say import FAILED, Say, interruptible
-from hat_video.errors import OutputError
+from hat_video.cli.say import FAILED, Say, check_report, interruptible, say_as
 from hat_video.jobs.camera import CameraEvent, CameraReport, upscale_camera
 from hat_video.jobs.camera_options import CameraOptions
 from hat_video.live.figures import LiveFigures
@@ -108,10 +107,8 @@ def camera_command(
     choices: dict[str, Any],
 ) -> None:
     """Upscale a camera while it runs: record, push, show on a page."""
-    shown = ("bar" if sys.stderr.isatty() and not quiet else "none") if progress == "auto" else progress
-    say = Say(shown, quiet, verbose)
-    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
-        raise OutputError(f"--report {report}: not a file in an existing folder")
+    say = say_as(progress, is_quiet=quiet, is_verbose=verbose)
+    check_report(report)
     options = CameraOptions(**choices)
     if options.token is None and options.serve is not None and os.environ.get(_TOKEN):
         options = replace(options, token=os.environ[_TOKEN])

@@ -16,11 +16,23 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from hat_video.errors import OutputError
 from hat_video.jobs.directory import DirectoryReport
 from hat_video.jobs.estimate import Estimate
 from hat_video.jobs.report import FileReport, Progress
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE", "Meter", "Say", "interruptible", "tell_report", "tell_table"]
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "USAGE",
+    "Meter",
+    "Say",
+    "check_report",
+    "interruptible",
+    "say_as",
+    "tell_report",
+    "tell_table",
+]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -44,6 +56,18 @@ class Say:
     def event(self, name: str, facts: dict[str, object]) -> None:
         if self.progress == "json":
             print(json.dumps({"event": name, **facts}), file=sys.stderr, flush=True)
+
+
+def say_as(progress: Literal["auto", "bar", "json", "none"], *, is_quiet: bool, is_verbose: bool) -> Say:
+    """What `--progress`, `-q` and `-v` come to: `auto` is a bar on a terminal."""
+    automatic: Literal["bar", "none"] = "bar" if sys.stderr.isatty() and not is_quiet else "none"
+    return Say(automatic if progress == "auto" else progress, is_quiet, is_verbose)
+
+
+def check_report(path: Path | None) -> None:
+    """Raises `OutputError` where `--report` cannot be written: now, and not after an hour."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise OutputError(f"--report {path}: not a file in an existing folder")
 
 
 class Meter:

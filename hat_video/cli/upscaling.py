@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from hat_video.cli.declare import declare
-from hat_video.cli.say import FAILED, Meter, Say, interruptible, tell_report, tell_table
+from hat_video.cli.say import FAILED, Meter, Say, check_report, interruptible, say_as, tell_report, tell_table
 from hat_video.errors import CancelledError, HatVideoError, OptionError, OutputError, SourceError, UsageError
 from hat_video.jobs.choices import load_chosen_model, make_upscaler, output_label
 from hat_video.jobs.directory import DirectoryReport, plan_clips, upscale_clips
@@ -39,8 +39,7 @@ def _upscale(
     cancel: threading.Event,
 ) -> int:
     is_one = len(inputs) == 1 and not inputs[0].is_dir()
-    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
-        raise OutputError(f"--report {report}: not a file in an existing folder")
+    check_report(report)
     clips, skipped = plan_clips(inputs, output, output_label(options))
     for path in skipped:
         what = "a picture; give it by name" if is_still(path) else "not a video by its name"
@@ -246,8 +245,7 @@ def upscale_command(
     choices: dict[str, Any],
 ) -> None:
     """Upscale clips, with their sound and all else that they carry, and prove the result."""
-    shown = ("bar" if sys.stderr.isatty() and not quiet else "none") if progress == "auto" else progress
-    say = Say(shown, quiet, verbose)
+    say = say_as(progress, is_quiet=quiet, is_verbose=verbose)
     with interruptible() as cancel:
         if _is_pipe(output) or any(_is_pipe(path) for path in inputs):
             if len(inputs) > 1:
@@ -286,7 +284,7 @@ def preview_command(
     """Upscale a few seconds, show them beside the source, and say what the whole clip would take."""
     from hat_video.jobs.preview import PreviewReport, preview_file
 
-    say = Say("bar" if sys.stderr.isatty() and not quiet else "none", quiet, is_verbose=False)
+    say = say_as("auto", is_quiet=quiet, is_verbose=False)
     meter = Meter(say)
     with interruptible() as cancel:
         try:

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 from hat_video.errors import OptionError
 from hat_video.jobs.options import encoder_options_of, parse_time
+from hat_video.live.sources import check_asked
 
 __all__ = ["CameraOptions", "parse_span"]
 
 _SPAN = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _MOST_QUEUED = 1000
 
 
@@ -95,10 +95,7 @@ class CameraOptions:
             raise OptionError(f"--retries {self.retries}: must be 0 or more; leave it out to try for ever")
         if self.max_latency is not None and not 0 < self.max_latency < float("inf"):
             raise OptionError(f"--max-latency {self.max_latency:g}: must be milliseconds above 0, for instance 300")
-        if self.size is not None and _SIZE.fullmatch(self.size) is None:
-            raise OptionError(f"--size {self.size}: must be WxH, for instance 1280x720")
-        if self.fps is not None and not _is_rate(self.fps):
-            raise OptionError(f"--fps {self.fps}: must be frames a second, for instance 15, 29.97 or 30000/1001")
+        check_asked(self.size, self.fps)
         if self.ladder is not None and not all(name.strip() for name in self.ladder.split(",")):
             raise OptionError(f"--ladder {self.ladder!r}: must be models with commas, for instance hat-nano,bicubic")
         if self.keep is not None and self.segment is None:
@@ -158,8 +155,3 @@ def parse_span(text: str | None, name: str) -> float | None:
     if match is None or not float(match[1]):
         raise OptionError(f"{name} {text}: must be a number above 0 with s, m, h or d, for instance 10m")
     return float(match[1]) * _UNITS[match[2]]
-
-
-def _is_rate(text: str) -> bool:
-    number = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(?:/([1-9][0-9]{0,6}))?", text)
-    return number is not None and float(number[1]) > 0

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from hat_video.color import from_rgb
 from hat_video.frames import FrameBatch, VideoInfo
 from hat_video.inference.double_buffer import Given, Prefetch, ThreadLane, Ticket
 from hat_video.jobs.picture import Task, Upscaled
@@ -207,8 +208,6 @@ def slate(info: VideoInfo) -> tuple[Tensor, ...]:
     Returns:
         Planes (h, w), as `info` says.
     """
-    from hat_video.color import from_rgb
-
     bars = torch.tensor([[(7 - n) >> 1 & 1, (7 - n) >> 2 & 1, (7 - n) & 1] for n in range(8)], dtype=torch.float32)
     columns = torch.arange(info.width) * len(bars) // info.width
     picture = (0.1 + 0.4 * bars[columns]).T[None, :, None, :].expand(1, 3, info.height, info.width)

@@ -6,7 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -35,7 +35,7 @@ class Rung:
     frames: FrameUpscaler
     made: int = 0
     """Frames of it that were encoded."""
-    cost_seconds: float = field(default=0.0)
+    cost_seconds: float = 0.0
     """Of a frame on its thread, as it was measured last."""
 
 
@@ -133,7 +133,7 @@ def _seconds(rung: Rung, task: Task) -> float:
     began = time.perf_counter()
     made: Upscaled = rung.frames(task)
     rung.frames.settled(made)
-    return max(time.perf_counter() - began, 1e-6)
+    return time.perf_counter() - began
 
 
 def _batch(planes: Sequence[torch.Tensor], ticks: int) -> FrameBatch:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.stream import Stream
 
-__all__ = ["AudioHead", "AudioLine"]
+__all__ = ["AudioHead", "AudioLine", "open_decoder"]
 
 # What each muxer takes as it is and players expect in it. MPEG-TS takes all, but nobody reads it; FLV's further codecs
 # are too new for most servers. Tried out, but for rtsp, whose muxer looks for a server first.
@@ -139,7 +139,7 @@ class AudioLine:
                 data = without_header(data)
             return self._rising([(packet.pts, packet.duration or 0, data)])
         if self._decoder is None:
-            self._decoder = _decoder_of(self._now)
+            self._decoder = open_decoder(self._now)
         try:
             frames = self._decoder.decode(cast("Packet[AudioStream]", packet))
         except FFmpegError:
@@ -259,7 +259,8 @@ class _AacEncoder:
         return [(round((packet.pts or 0) * unit), duration, bytes(packet)) for packet in packets]
 
 
-def _decoder_of(head: AudioHead) -> AudioCodecContext:
+def open_decoder(head: AudioHead) -> AudioCodecContext:
+    """A decoder for the packets of a source's sound."""
     context = cast("AudioCodecContext", CodecContext.create(head.codec, "r"))
     context.sample_rate, context.layout = head.sample_rate, head.layout
     if head.extradata:

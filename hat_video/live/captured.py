@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import av
-from av.codec.context import CodecContext
 from torch import Tensor
 
 from hat_video.errors import OptionError
@@ -15,7 +14,6 @@ from hat_video.frames import VideoInfo
 from hat_video.media.adts import header_for
 
 if TYPE_CHECKING:
-    from av.audio.codeccontext import AudioCodecContext
     from av.audio.stream import AudioStream
     from av.stream import Stream
 
@@ -129,14 +127,6 @@ class AudioHead:
             self._hub.start_encoding()
         self.template: Stream = template
         """For `add_stream_from_template(template, opaque=True)`."""
-
-    def open_decoder(self) -> AudioCodecContext:
-        """A decoder of its own for the packets that come."""
-        context = cast("AudioCodecContext", CodecContext.create(self.codec, "r"))
-        context.sample_rate, context.layout = self.sample_rate, self.layout
-        if self.extradata is not None:
-            context.extradata = self.extradata
-        return context
 
     def is_like(self, stream: AudioStream) -> bool:
         """Whether packets of `stream` can go on where this one's ended."""

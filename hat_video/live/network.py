@@ -90,11 +90,7 @@ def _job(url: str) -> dict[str, Any]:
     if parts.scheme == "srt":
         from hat_video.media.ffmpeg_child import find_ffmpeg, push_command
 
-        program, *words = push_command(url, find_ffmpeg("srt", is_output=True))
-        at = words.index("-i")
-        # It shall look at one packet and connect: there may be no more yet. And say when it has begun to send.
-        words[at:at] = ["-probesize", "32", "-analyzeduration", "1"]
-        return {"exec": [program, "-progress", "pipe:1", "-stats_period", "0.5", *words]}
+        return {"exec": push_command(url, find_ffmpeg("srt", is_output=True))}
     form = NETWORK_SCHEMES[parts.scheme]
     if parts.scheme == "udp" and "pkt_size=" not in parts.query:
         # Whole packets of the transport stream.

@@ -16,7 +16,7 @@ import av.device
 
 from hat_video.errors import OptionError
 
-__all__ = ["CameraSource", "Device", "list_devices", "masked", "parse_source"]
+__all__ = ["CameraSource", "Device", "check_asked", "list_devices", "masked", "parse_source"]
 
 Kind = Literal["device", "network", "screen", "test", "pipe"]
 
@@ -125,10 +125,7 @@ def parse_source(
     Raises:
         OptionError: it is none of these, or an option does not go with it.
     """
-    if size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", size):
-        raise OptionError(f"--size {size}: must be WIDTHxHEIGHT, as 1280x720")
-    if fps is not None and not _is_rate(fps):
-        raise OptionError(f"--fps {fps}: must be a number above 0, as 30 or 30000/1001")
+    check_asked(size, fps)
     scheme, colon, rest = text.partition(":")
     scheme = scheme.lower()
     if colon and scheme == "test":
@@ -147,6 +144,14 @@ def parse_source(
             return CameraSource("pipe", "-", "standard input", input_format, options)
         return _network(text, scheme, input_format)
     return _device(text, size, fps, input_format)
+
+
+def check_asked(size: str | None, fps: str | None) -> None:
+    """Raises `OptionError` where a size or a rate that a camera is asked for is none."""
+    if size is not None and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", size):
+        raise OptionError(f"--size {size}: must be WIDTHxHEIGHT, as 1280x720")
+    if fps is not None and not _is_rate(fps):
+        raise OptionError(f"--fps {fps}: must be a number above 0, as 30 or 30000/1001")
 
 
 def _is_rate(text: str) -> bool:

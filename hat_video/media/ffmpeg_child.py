@@ -140,11 +140,15 @@ def pull_command(url: str, program: str) -> list[str]:
 
 
 def push_command(url: str, program: str) -> list[str]:
-    """Command that takes NUT on standard input and sends its packets to `url` as a transport stream."""
+    """Command that takes NUT on standard input and sends its packets to `url` as a transport stream.
+
+    It looks at one packet and connects, since there may be no more yet. On standard output it says how far it is.
+    """
     ffmpeg = _ffmpeg_python(is_output=True)
-    source = ffmpeg.input("pipe:0", format="nut", fflags="nobuffer", probesize=100_000, analyzeduration=0)
+    source = ffmpeg.input("pipe:0", format="nut", fflags="nobuffer", probesize=32, analyzeduration=1)
     target = source.output(url, format="mpegts", codec="copy", map=0, flush_packets=1, muxdelay=0, muxpreload=0)
-    return _quiet(target.compile(cmd=program))
+    progress = target.global_args("-progress", "pipe:1", "-stats_period", "0.5")
+    return _quiet(progress.compile(cmd=program))
 
 
 def _ffmpeg_python(*, is_output: bool = False) -> Any:
@@ -152,7 +156,7 @@ def _ffmpeg_python(*, is_output: bool = False) -> Any:
         return import_module("ffmpeg")
     except ImportError:
         error = OutputError if is_output else SourceError
-        raise error("srt:// needs the package ffmpeg-python; install it with: pip install 'hat-video[live]'") from None
+        raise error("srt:// needs the package ffmpeg-python; install it with: pip install ffmpeg-python") from None
 
 
 def _quiet(command: list[str]) -> list[str]:

@@ -274,6 +274,19 @@ def test_a_recording_survives_a_kill(tmp_path: Path) -> None:
     assert last > seconds - 1.6
 
 
+def piped(clip: Path, *words: object) -> subprocess.CompletedProcess[bytes]:
+    """The command with a file on its standard input; it succeeds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hat_video", "camera", "-", *map(str, words)],
+        input=clip.read_bytes(),
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_a_pipe_in_and_a_player_out(tmp_path: Path) -> None:
     clip = tmp_path / "clip.ts"
     with av.open(str(clip), "w") as made, av.open(str(ROOT / "samples" / "bbb_320x180.mp4")) as given:
@@ -282,27 +295,7 @@ def test_a_pipe_in_and_a_player_out(tmp_path: Path) -> None:
             if packet.dts is not None:
                 packet.stream = copy
                 made.mux(packet)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "hat_video",
-            "camera",
-            "-",
-            "-o",
-            "-",
-            "--model",
-            "bicubic",
-            "-q",
-            "--policy",
-            "queue:200",
-        ],
-        input=clip.read_bytes(),
-        capture_output=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = piped(clip, "-o", "-", "--model", "bicubic", "-q", "--policy", "queue:200")
     made_file = tmp_path / "made.nut"
     made_file.write_bytes(done.stdout)
     with av.open(str(made_file)) as container:
@@ -324,26 +317,7 @@ def test_the_sound_of_telephones_becomes_aac(tmp_path: Path) -> None:
             piece.sample_rate, piece.pts, piece.time_base = 8000, 800 * number, Fraction(1, 8000)
             made.mux(sound.encode(piece))
         made.mux(video.encode(None))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "hat_video",
-            "camera",
-            "-",
-            "-o",
-            str(out),
-            "--model",
-            "bicubic",
-            "--policy",
-            "queue:60",
-        ],
-        input=clip.read_bytes(),
-        capture_output=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = piped(clip, "-o", out, "--model", "bicubic", "--policy", "queue:60")
     assert b"pcm_mulaw" in done.stderr
     with av.open(str(out)) as container:
         assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]

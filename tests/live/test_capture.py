@@ -21,6 +21,7 @@ import torch
 from av.packet import Packet
 
 from hat_video.errors import CancelledError, OptionError, OutputError, SourceError
+from hat_video.live.audio_line import open_decoder
 from hat_video.live.capture import Capture, Captured, CaptureEvent, Roi
 from hat_video.live.clock import LIVE_TIME_BASE
 from hat_video.live.sources import CameraSource, parse_source
@@ -119,7 +120,7 @@ def test_a_camera_is_seen_as_it_is(kind: str) -> None:
             head = watch.capture.audio
             assert head is not None
             assert (head.codec, head.sample_rate, head.layout) == ("aac", 48000, "mono")
-            decoder = head.open_decoder()
+            decoder = open_decoder(head)
             heard = [frame for packet in watch.sounds for frame in decoder.decode(packet)]
             assert sum(frame.samples for frame in heard) > 48000
     figures = watch.capture.figures
@@ -146,7 +147,7 @@ def beep_after_flash(watch: Watch, since: int = 0) -> float:
             flashes.append(frame.ticks / 90000)
         was = flashing
     assert watch.capture.audio is not None
-    decoder = watch.capture.audio.open_decoder()
+    decoder = open_decoder(watch.capture.audio)
     was = True
     for packet in watch.sounds:
         for sound in decoder.decode(packet):
@@ -448,19 +449,18 @@ class Screen:
         self.kill()
 
     def start(self) -> None:
-        words = ["Xvfb", f":{self.number}", "-screen", "0", "320x200x24", "-nolisten", "tcp"]
-        self._process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while not Path(f"/tmp/.X11-unix/X{self.number}").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        # Its socket is there before it answers; it says when it does.
+        words = ["Xvfb", f":{self.number}", "-screen", "0", "320x200x24", "-nolisten", "tcp", "-displayfd", "1"]
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert self._process.stdout is not None
+        assert int(self._process.stdout.readline()) == self.number
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
         Path(f"/tmp/.X11-unix/X{self.number}").unlink(missing_ok=True)
         Path(f"/tmp/.X{self.number}-lock").unlink(missing_ok=True)
 

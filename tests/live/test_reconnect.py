@@ -142,6 +142,8 @@ def test_a_camera_that_comes_back_with_another_picture() -> None:
     with Camera("tcp", port=port) as camera, Watch(camera.url) as watch:
         watch.wait_for_frames(5)
         camera.kill()
+        # What it had sent before is still on its way.
+        watch.wait(lambda: "down" in watch.kinds())
         count = len(watch.frames)
         with Camera("tcp", "--width", "384", "--height", "192", port=port):
             watch.wait(lambda: watch.capture.is_ended)
