@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,8 +175,9 @@ def test_upstream_tools_load_the_exported_model(tiles: Path, tmp_path: Path) -> 
         torch.testing.assert_close(reference(frame), training.ema(frame), rtol=0, atol=1e-5)
 
 
-def test_training_makes_it_better(tiles: Path, tmp_path: Path) -> None:
-    stage = replace(STAGE, iterations=100, frequency=0.02, luma=0.5)
+@pytest.mark.parametrize("goal", [{"frequency": 0.02, "luma": 0.5}, {"loss": "l2", "luma": 1.0}], ids=["l1", "l2"])
+def test_training_makes_it_better(tiles: Path, tmp_path: Path, goal: dict[str, Any]) -> None:
+    stage = replace(STAGE, iterations=100, **goal)
     told = train(replace(RECIPE, stages=(stage,), evaluate_every=10), tiles, tmp_path)
     scores = [progress.scores["held out"] for progress in told if progress.scores]
     assert scores[-1] > scores[0] + 0.05
@@ -192,6 +194,19 @@ def test_x4_starts_from_the_body_of_x2(tiles: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(x4[name], x2[name])
     with pytest.raises(ModelError, match="none of its blocks has the shape"):
         Training(replace(recipe, network=replace(TINY, embed_dim=16)), tiles, tmp_path / "other", device="cpu")
+
+
+def test_a_training_goes_on_wherever_its_start_lies(tiles: Path, tmp_path: Path) -> None:
+    train(RECIPE, tiles, tmp_path / "x2")
+    start = tmp_path / "x2" / "model.safetensors"
+    recipe = replace(RECIPE, scale=4, start=str(start))
+    train(recipe, tiles, tmp_path / "x4")
+    moved = start.rename(tmp_path / "moved.safetensors")
+    assert train(replace(recipe, start=str(moved)), tiles, tmp_path / "x4") == []
+    train(replace(RECIPE, seed=1), tiles, tmp_path / "other")
+    other = str(tmp_path / "other" / "model.safetensors")
+    with pytest.raises(UsageError, match="holds a training with other start; go on"):
+        Training(replace(recipe, start=other), tiles, tmp_path / "x4", device="cpu")
 
 
 def test_what_starts_from_a_file_makes_the_same_picture(tiles: Path, tmp_path: Path) -> None:

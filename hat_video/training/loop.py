@@ -155,13 +155,17 @@ class Training:
             if units % self.world or not units or (recipe.degradation == "video" and stage.batch % _SHOT):
                 raise UsageError(f"batch {stage.batch}: cannot be shared between {self.world} processes in whole parts")
         self._tiles = {stage.name: TileSet(tiles, stage.mix, stage.richest_db) for stage in recipe.stages}
-        self._identity = {"recipe": asdict(recipe), "tiles": next(iter(self._tiles.values())).sha256}
         torch.manual_seed(recipe.seed)
         self.network = build_network(recipe.network, recipe.scale)
-        self._take_over_body()
+        start = self._take_over_body()
         self.network.to(self.device)
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.teacher = self._load_teacher()
+        self.teacher, teacher = self._load_teacher()
+        # Files are known by what is in them: where they lie may change from one session to the next.
+        self._identity = {
+            "recipe": asdict(recipe) | {"start": start, "teacher": teacher},
+            "tiles": next(iter(self._tiles.values())).sha256,
+        }
         self.iteration = 0
         self.seconds = 0.0
         self._stage_name = ""
@@ -174,10 +178,10 @@ class Training:
 
     # --- what it starts from
 
-    def _take_over_body(self) -> None:
-        """`start`: tensors of another checkpoint, where the shapes agree."""
+    def _take_over_body(self) -> str:
+        """`start`: tensors of another checkpoint, where the shapes agree. Returns the sha256 of its file."""
         if not self.recipe.start:
-            return
+            return ""
         path = Path(self.recipe.start)
         checkpoint = read_checkpoint(path)
         mine = self.network.state_dict()
@@ -186,16 +190,19 @@ class Training:
         if not any(name.startswith("layers.") and value.ndim == 4 for name, value in fitting.items()):
             raise ModelError(f"start = {path}: none of its blocks has the shape of this network's")
         self.network.load_state_dict(mine | fitting)
+        return checkpoint.sha256
 
-    def _load_teacher(self) -> nn.Module | None:
+    def _load_teacher(self) -> tuple[nn.Module | None, str]:
+        """`teacher`, and the sha256 of its file."""
         if not self.recipe.teacher:
-            return None
+            return None, ""
         path = Path(self.recipe.teacher)
-        network = load_network(read_checkpoint(path), path)
+        checkpoint = read_checkpoint(path)
+        network = load_network(checkpoint, path)
         if network.config.upscale != self.recipe.scale:
             raise ModelError(f"teacher = {path}: is x{network.config.upscale}; must be x{self.recipe.scale}")
         dtype = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
-        return optimize(network, dtype=dtype, device=self.device)
+        return optimize(network, dtype=dtype, device=self.device), checkpoint.sha256
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         kind = torch.optim.AdamW if self.recipe.optimizer == "adamw" else torch.optim.Adam
@@ -404,14 +411,17 @@ class Training:
 
 
 def _distance(sr: Tensor, hr: Tensor, stage: Stage) -> Tensor:
-    loss = F.l1_loss(sr, hr)
+    difference = sr - hr
+    loss = _mean(difference, stage)
     if stage.luma:
         weights = torch.tensor([0.299, 0.587, 0.114], device=sr.device)
-        y = F.l1_loss(
-            torch.einsum("bchw,c->bhw", sr - hr, weights), torch.zeros((), device=sr.device).expand(sr[:, 0].shape)
-        )
+        y = _mean(torch.einsum("bchw,c->bhw", difference, weights), stage)
         loss = (1 - stage.luma) * loss + stage.luma * y
     if stage.frequency:
-        spectra = torch.fft.rfft2(sr - hr, norm="ortho")
+        spectra = torch.fft.rfft2(difference, norm="ortho")
         loss = loss + stage.frequency * spectra.abs().mean()
     return loss
+
+
+def _mean(difference: Tensor, stage: Stage) -> Tensor:
+    return difference.abs().mean() if stage.loss == "l1" else difference.square().mean()

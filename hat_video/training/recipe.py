@@ -83,10 +83,12 @@ class Stage:
     """Share of each group of tiles."""
     richest_db: float = 99.0
     """Only tiles at least this sharp; see `TileRecord.sharpness_db`. 28 leaves the richest half of the photographs."""
+    loss: Literal["l1", "l2"] = "l1"
+    """Distance to the original: `l1` as the paper has it, or the squared one, which is PSNR's."""
     frequency: float = 0.0
     """Weight of the L1 distance of the spectra."""
     luma: float = 0.0
-    """0..1: share of the L1 distance that is measured on luma alone."""
+    """0..1: share of the distance that is measured on luma alone."""
     attention_pool: int = 0
     """`HATConfig.attention_pool` from this stage on; `patch` must be a multiple of it."""
 
