@@ -39,7 +39,7 @@ from benchmarks.timing import in_turns, machine, peak_gflops, versions  # noqa: 
 from hat_video import UpscaleOptions, Upscaler, load_model  # noqa: E402
 from hat_video.analysis.stills import evaluate_stills  # noqa: E402
 from hat_video.inference.double_buffer import map_in_flight  # noqa: E402
-from hat_video.inference.openvino_backend import OpenVINOHAT  # noqa: E402
+from hat_video.inference.openvino_backend import OpenVINONetwork  # noqa: E402
 from hat_video.inference.optimize import optimize  # noqa: E402
 from hat_video.model.hat import HAT  # noqa: E402
 from hat_video.model.zoo import list_models  # noqa: E402
@@ -87,8 +87,8 @@ def forms_of(network: HAT, frame: torch.Tensor) -> tuple[float, dict[str, Callab
         reference,
         optimize(network, dtype=torch.float32, device=CPU),
         optimize(network, dtype=torch.bfloat16, device=CPU),
-        OpenVINOHAT(network, "fp32", in_flight=1),
-        OpenVINOHAT(network, "bf16", in_flight=1),
+        OpenVINONetwork(network, "fp32", in_flight=1),
+        OpenVINONetwork(network, "bf16", in_flight=1),
     ]
     work: dict[str, Callable[[], object]] = {
         name: (lambda run=run: run(frame)) for name, run in zip(FORMS, backends, strict=True)

@@ -18,7 +18,7 @@ from torch import nn
 from hat_video import load_model
 from hat_video.analysis.stills import evaluate_stills
 from hat_video.errors import ModelError, OptionError
-from hat_video.inference.openvino_backend import OpenVINOCache, OpenVINOHAT, cache_folder, openvino_version
+from hat_video.inference.openvino_backend import OpenVINOCache, OpenVINONetwork, cache_folder, openvino_version
 from hat_video.inference.openvino_folds import rounded_to_bf16, rounded_to_the_same_sum
 from hat_video.inference.optimize import optimize
 from hat_video.inference.regions import Reach, tiled_exactly
@@ -71,8 +71,8 @@ def test_equals_hat(name: str, folder: Path) -> None:
     with torch.inference_mode():
         exact = network.double()(frames.double())
         network.float()
-        assert largest(OpenVINOHAT(network, "fp32", in_flight=1, folder=folder)(frames), exact) <= 3e-6
-        half = OpenVINOHAT(network, "bf16", in_flight=1, folder=folder)(frames)
+        assert largest(OpenVINONetwork(network, "fp32", in_flight=1, folder=folder)(frames), exact) <= 3e-6
+        half = OpenVINONetwork(network, "bf16", in_flight=1, folder=folder)(frames)
     assert half.dtype == torch.float32
     assert half.shape == exact.shape
     error = ((half - exact) ** 2).mean() / ((exact - exact.mean()) ** 2).mean()
@@ -85,7 +85,7 @@ def test_every_kind_of_window(config: HATConfig, size: tuple[int, int], folder: 
     """A single window is corner, last row and last column at once; the tail's border is all there is."""
     network, frames = network_of(config), random_frames(1, 3, *size)
     with torch.inference_mode():
-        assert largest(OpenVINOHAT(network, "fp32", in_flight=1, folder=folder)(frames), network(frames)) <= 3e-6
+        assert largest(OpenVINONetwork(network, "fp32", in_flight=1, folder=folder)(frames), network(frames)) <= 3e-6
 
 
 def test_in_bands(folder: Path) -> None:
@@ -93,14 +93,14 @@ def test_in_bands(folder: Path) -> None:
     network = network_of(replace(ONE_HEAD, embed_dim=48, depths=(2,), num_heads=(1,)))
     frames = random_frames(1, 3, 13 * 8, 20 * 8)
     with torch.inference_mode():
-        assert largest(OpenVINOHAT(network, "fp32", in_flight=1, folder=folder)(frames), network(frames)) <= 3e-6
+        assert largest(OpenVINONetwork(network, "fp32", in_flight=1, folder=folder)(frames), network(frames)) <= 3e-6
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_tiles_equal_the_whole(precision: str, folder: Path) -> None:
     """With boxes, to the bit: no kernel may depend on the size of what it is given."""
     config = replace(ONE_HEAD, depths=(2,), num_heads=(1,), attention_pool=16)
-    network = OpenVINOHAT(network_of(config), precision, in_flight=1, folder=folder)  # type: ignore[arg-type]
+    network = OpenVINONetwork(network_of(config), precision, in_flight=1, folder=folder)  # type: ignore[arg-type]
     frames = random_frames(1, 3, 9 * 8, 13 * 8)
     whole = network(frames)
     assert torch.equal(tiled_exactly(network, frames, 32, Reach(config), 2), whole)
@@ -134,7 +134,7 @@ def test_bf16_keeps_the_quality(name: str, scale: int, folder: Path) -> None:
             return evaluate_stills(upscale, stills, scale, with_ssim=False).psnr
 
     exact = optimize(model.network, dtype=torch.float32, device=torch.device("cpu"))
-    half = OpenVINOHAT(model.network, "bf16", in_flight=1, folder=folder)
+    half = OpenVINONetwork(model.network, "bf16", in_flight=1, folder=folder)
     assert abs(score(half) - score(exact)) <= 0.02
 
 
@@ -151,10 +151,10 @@ def test_rounding_keeps_sums() -> None:
 def test_threads_change_no_bit(folder: Path) -> None:
     network = network_of(ONE_HEAD)
     frames = [random_frames(1, 3, 64, 96) * shade / 8 for shade in range(8)]
-    one = OpenVINOHAT(network, "bf16", in_flight=1, folder=folder)
+    one = OpenVINONetwork(network, "bf16", in_flight=1, folder=folder)
     expected = [one(frame) for frame in frames]
     for in_flight in (2, 5):
-        many = OpenVINOHAT(network, "bf16", in_flight=in_flight, folder=folder)
+        many = OpenVINONetwork(network, "bf16", in_flight=in_flight, folder=folder)
         # More callers than requests: the last ones wait; and the first ones wait for the same compilation.
         with ThreadPoolExecutor(6) as pool:
             results = list(pool.map(many, frames * 3))
@@ -162,7 +162,7 @@ def test_threads_change_no_bit(folder: Path) -> None:
 
 
 def test_results_are_the_callers_own(folder: Path) -> None:
-    network = OpenVINOHAT(network_of(ONE_HEAD), "fp32", in_flight=1, folder=folder)
+    network = OpenVINONetwork(network_of(ONE_HEAD), "fp32", in_flight=1, folder=folder)
     frame = random_frames(1, 3, 16, 16)
     first = network(frame)
     kept = first.clone()
@@ -175,7 +175,7 @@ def test_results_are_the_callers_own(folder: Path) -> None:
 
 def test_many_sizes(folder: Path) -> None:
     network = network_of(replace(ONE_HEAD, depths=(1,), num_heads=(1,)))
-    fast = OpenVINOHAT(network, "fp32", in_flight=1, folder=folder)
+    fast = OpenVINONetwork(network, "fp32", in_flight=1, folder=folder)
     with torch.inference_mode():
         for width in (*range(8, 88, 8), 8):
             frame = random_frames(1, 3, 8, width)
@@ -188,7 +188,7 @@ def entry_of(folder: Path) -> Path:
 
 
 def prepared(network: HAT, folder: Path) -> torch.Tensor:
-    return OpenVINOHAT(network, "bf16", in_flight=1, folder=folder)(random_frames(1, 3, 16, 24))
+    return OpenVINONetwork(network, "bf16", in_flight=1, folder=folder)(random_frames(1, 3, 16, 24))
 
 
 def test_cache_is_used(tmp_path: Path) -> None:
@@ -248,10 +248,10 @@ def test_what_a_compiled_model_depends_on(tmp_path: Path) -> None:
     prepared(network, tmp_path)
     prepared(network_of(replace(ONE_HEAD, conv_scale=0.5)), tmp_path)
     prepared(network_of(ONE_HEAD, seed=5), tmp_path)
-    OpenVINOHAT(network, "fp32", in_flight=1, folder=tmp_path).prepare(16, 24)
-    OpenVINOHAT(network, "bf16", in_flight=1, folder=tmp_path).prepare(24, 16)
+    OpenVINONetwork(network, "fp32", in_flight=1, folder=tmp_path).prepare(16, 24)
+    OpenVINONetwork(network, "bf16", in_flight=1, folder=tmp_path).prepare(24, 16)
     assert len(list(tmp_path.iterdir())) == 5
-    OpenVINOHAT(network, "bf16", in_flight=2, folder=tmp_path).prepare(24, 16)
+    OpenVINONetwork(network, "bf16", in_flight=2, folder=tmp_path).prepare(24, 16)
     assert len(list(tmp_path.iterdir())) == 5
 
 
@@ -284,8 +284,8 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     """Both build the same model in the same folder; both get the same picture."""
     code = (
         "import hashlib, torch\n"
-        "from tests.test_openvino import ONE_HEAD, OpenVINOHAT, network_of, random_frames\n"
-        "out = OpenVINOHAT(network_of(ONE_HEAD), 'bf16', in_flight=1)(random_frames(1, 3, 16, 24))\n"
+        "from tests.test_openvino import ONE_HEAD, OpenVINONetwork, network_of, random_frames\n"
+        "out = OpenVINONetwork(network_of(ONE_HEAD), 'bf16', in_flight=1)(random_frames(1, 3, 16, 24))\n"
         "print(hashlib.sha256(out.numpy().tobytes()).hexdigest())\n"
     )
     environment = {**os.environ, "HAT_VIDEO_CACHE": str(tmp_path)}
@@ -314,8 +314,8 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_refusals(tmp_path: Path) -> None:
     network = network_of(ONE_HEAD)
     with pytest.raises(OptionError, match="fp16: OpenVINO has fp32 and bf16"):
-        OpenVINOHAT(network, "fp16", folder=tmp_path)  # type: ignore[arg-type]
-    fast = OpenVINOHAT(network, "fp32", in_flight=1, folder=tmp_path)
+        OpenVINONetwork(network, "fp16", folder=tmp_path)  # type: ignore[arg-type]
+    fast = OpenVINONetwork(network, "fp32", in_flight=1, folder=tmp_path)
     with pytest.raises(ModelError, match="20x16: both sides must be multiples of 8"):
         fast(random_frames(1, 3, 16, 20))
     for wrong in (torch.rand(3, 16, 16), torch.rand(1, 1, 16, 16), torch.rand(1, 3, 16, 16, dtype=torch.float64)):
@@ -325,13 +325,13 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_converted_says_why(tmp_path: Path) -> None:
-    placed = OpenVINOHAT(network_of(replace(SMALL, ape_size=24)), "fp32", in_flight=1, folder=tmp_path)
+    placed = OpenVINONetwork(network_of(replace(SMALL, ape_size=24)), "fp32", in_flight=1, folder=tmp_path)
     with pytest.raises(ModelError, match="position embedding is for frames of 24x24"):
         placed.prepare(24, 32)
     ablated = network_of(ONE_HEAD)
     ablated.layers[0].residual_group.overlap_attn = nn.Identity()
     with pytest.raises(ModelError, match="cannot be written as a graph"):
-        OpenVINOHAT(ablated, "fp32", in_flight=1, folder=tmp_path).prepare(16, 16)
+        OpenVINONetwork(ablated, "fp32", in_flight=1, folder=tmp_path).prepare(16, 16)
 
 
 def test_importing_it_needs_no_openvino() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hat_video.inference import openvino_blocks, openvino_strips
-from hat_video.inference.openvino_backend import OpenVINOHAT
+from hat_video.inference.openvino_backend import OpenVINONetwork
 from hat_video.inference.openvino_folds import Strip
 from hat_video.inference.openvino_strips import strips_of
 from hat_video.inference.regions import Reach, tiled_exactly
@@ -50,10 +50,10 @@ def whole_and_strips(
     config: HATConfig, precision: str, frames: torch.Tensor, rows: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[torch.Tensor, torch.Tensor]:
     network = network_of(config)
-    whole = OpenVINOHAT(network, precision, in_flight=1, folder=folder)(frames)  # type: ignore[arg-type]
+    whole = OpenVINONetwork(network, precision, in_flight=1, folder=folder)(frames)  # type: ignore[arg-type]
     cut(monkeypatch, rows)
     assert len(strips_of(config, *frames.shape[2:])) > 1
-    return whole, OpenVINOHAT(network, precision, in_flight=1, folder=folder)(frames)  # type: ignore[arg-type]
+    return whole, OpenVINONetwork(network, precision, in_flight=1, folder=folder)(frames)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -78,19 +78,19 @@ def test_equals_the_whole_at_any_height(height: int, rows: int, folder: Path, mo
 
 def test_tiles_of_strips_equal_the_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, frames = network_of(NANO), random_frames(1, 3, 9 * 16, 5 * 16)
-    whole = OpenVINOHAT(network, "bf16", in_flight=1, folder=folder)(frames)
+    whole = OpenVINONetwork(network, "bf16", in_flight=1, folder=folder)(frames)
     cut(monkeypatch, 32)
     assert torch.equal(
-        tiled_exactly(OpenVINOHAT(network, "bf16", in_flight=1, folder=folder), frames, 48, Reach(NANO), 2), whole
+        tiled_exactly(OpenVINONetwork(network, "bf16", in_flight=1, folder=folder), frames, 48, Reach(NANO), 2), whole
     )
 
 
 def test_threads_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of(NANO)
     frames = [random_frames(1, 3, 40, 24) * shade / 8 for shade in range(8)]
-    expected = [OpenVINOHAT(network, "bf16", in_flight=1, folder=tmp_path / "whole")(frame) for frame in frames]
+    expected = [OpenVINONetwork(network, "bf16", in_flight=1, folder=tmp_path / "whole")(frame) for frame in frames]
     cut(monkeypatch, 16)
-    many = OpenVINOHAT(network, "bf16", in_flight=2, folder=tmp_path / "strips")
+    many = OpenVINONetwork(network, "bf16", in_flight=2, folder=tmp_path / "strips")
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(many, frames * 2))
     assert all(torch.equal(a, b) for a, b in zip(results, expected * 2, strict=True))
@@ -128,9 +128,9 @@ def test_less_memory(tmp_path: Path) -> None:
     code = (
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
-        "from tests.test_openvino_strips import NANO, OpenVINOHAT, network_of, openvino_strips\n"
+        "from tests.test_openvino_strips import NANO, OpenVINONetwork, network_of, openvino_strips\n"
         "openvino_strips._LEAST_TOKENS = int(sys.argv[1])\n"
-        "network = OpenVINOHAT(network_of(NANO), 'bf16', in_flight=1, folder=Path(sys.argv[2]))\n"
+        "network = OpenVINONetwork(network_of(NANO), 'bf16', in_flight=1, folder=Path(sys.argv[2]))\n"
         "for _ in range(2):\n"
         "    network(torch.zeros(1, 3, 512, 1024))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)\n"

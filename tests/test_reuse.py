@@ -23,8 +23,10 @@ from hat_video.inference.unchanged import changed_cells, parts_to_compute
 from hat_video.inference.upscaler import Upscaler
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.picture import FrameUpscaler, Upscaled
+from hat_video.model.cnn import CNN, CNNConfig
 from hat_video.model.hat import HAT, ChannelAttention, HATConfig
 from hat_video.model.zoo import Model, load_model
+from hat_video.training.export import save_tensors
 from tests.clips import make_clip
 from tests.command import sidecars, upscale
 from tests.reference import scramble
@@ -303,14 +305,17 @@ def blinking(count: int) -> list[np.ndarray]:
     return pictures
 
 
-def test_the_command_gives_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["hat", "cnn"])
+def test_the_command_gives_the_same_file(kind: str, tmp_path: Path) -> None:
+    save_tensors(CNN(CNNConfig(8, 4, 2)).state_dict(), tmp_path / "cnn.safetensors", {})
+    model = ("--attention-pool", "box:8") if kind == "hat" else ("--model", tmp_path / "cnn.safetensors")
     clip = make_clip(
         tmp_path / "clip.mkv", width=480, height=320, frames=12, pictures=blinking(12), codec="ffv1", bframes=0
     )
     files = {}
     for reuse in ("same", "changed"):
         out = tmp_path / f"{reuse}.mp4"
-        words = (clip, "-o", out, "--attention-pool", "box:8", "--precision", "fp32", "--reuse", reuse, "--keep-work")
+        words = (clip, "-o", out, *model, "--precision", "fp32", "--reuse", reuse, "--keep-work")
         assert upscale(*words, "--report", tmp_path / f"{reuse}.json") == 0
         files[reuse] = out.read_bytes()
         report = json.loads((tmp_path / f"{reuse}.json").read_text())

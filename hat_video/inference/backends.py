@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from hat_video.errors import ModelError, OptionError
-from hat_video.inference.openvino_backend import OpenVINOHAT, openvino_version
+from hat_video.inference.fast_cnn import FastCNN
+from hat_video.inference.openvino_backend import OpenVINONetwork, openvino_version
 from hat_video.inference.openvino_quiet import import_openvino
 from hat_video.inference.optimize import FastHAT, optimize
 from hat_video.inference.precision import DTYPES, has_fast_bf16
+from hat_video.model.cnn import CNN, CNNConfig
 from hat_video.model.hat import HAT, HATConfig
 
 __all__ = ["Backend", "Network", "as_compiler_error", "build", "choose_backend"]
@@ -25,10 +27,10 @@ _MOST_SHAPES = 64
 
 
 class Network(Protocol):
-    """What every backend makes of a HAT."""
+    """What every backend makes of a network."""
 
     @property
-    def config(self) -> HATConfig: ...
+    def config(self) -> HATConfig | CNNConfig: ...
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """RGB (B, 3, H, W) fp32 in [0, 1], of the network's multiples, to (B, 3, sH, sW) fp32, not clamped."""
@@ -36,7 +38,7 @@ class Network(Protocol):
 
 
 def choose_backend(
-    network: HAT, asked: Backend | Literal["auto"], precision: str, device: torch.device
+    network: HAT | CNN, asked: Backend | Literal["auto"], precision: str, device: torch.device
 ) -> tuple[Backend, str | None]:
     """Who computes; `auto` is OpenVINO on a CPU where it is installed and can, else torch.
 
@@ -63,7 +65,7 @@ def choose_backend(
     return "torch", None if is_expected else f"computed by torch and not by OpenVINO: {reason}"
 
 
-def _against_openvino(network: HAT, precision: str, device: torch.device) -> str | None:
+def _against_openvino(network: HAT | CNN, precision: str, device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"it is for CPUs, and the device is {device}"
     if openvino_version() is None:
@@ -76,15 +78,16 @@ def _against_openvino(network: HAT, precision: str, device: torch.device) -> str
         import_openvino()  # before the file that cannot do without
         from hat_video.inference.openvino_graph import build_graph
 
-        side = 2 * network.config.multiple
-        build_graph(network, side, side, "bf16" if precision == "bf16" else "fp32")
+        if isinstance(network, HAT):
+            side = 2 * network.config.multiple
+            build_graph(network, side, side, "bf16" if precision == "bf16" else "fp32")
     except (ImportError, OSError, ModelError) as error:
         return " ".join(str(error).split())
     return None
 
 
 def build(
-    network: HAT,
+    network: HAT | CNN,
     backend: Backend,
     *,
     precision: str,
@@ -107,8 +110,12 @@ def build(
         OptionError: there is no compiler here, or no OpenVINO.
     """
     if backend == "openvino":
-        return OpenVINOHAT(network, "bf16" if precision == "bf16" else "fp32", in_flight=in_flight)
-    fast = optimize(network, dtype=DTYPES[precision], device=device, trunk_exponent=trunk_exponent)
+        return OpenVINONetwork(network, "bf16" if precision == "bf16" else "fp32", in_flight=in_flight)
+    fast: FastHAT | FastCNN
+    if isinstance(network, HAT):
+        fast = optimize(network, dtype=DTYPES[precision], device=device, trunk_exponent=trunk_exponent)
+    else:
+        fast = FastCNN(network, DTYPES[precision], device)
     return _compiled(fast, device) if backend == "torch-compiled" else fast
 
 
@@ -120,7 +127,7 @@ def as_compiler_error(error: Exception) -> OptionError | None:
     return OptionError(f"--compile: torch's compiler fails here: {first}; leave it out")
 
 
-def _compiled(network: FastHAT, device: torch.device) -> FastHAT:
+def _compiled(network: FastHAT | FastCNN, device: torch.device) -> FastHAT | FastCNN:
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise OptionError("--compile: needs a C++ compiler, and there is none; install g++, or leave it out")
     # Beyond its limit torch would go on without compiling and say nothing.

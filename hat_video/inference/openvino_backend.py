@@ -1,4 +1,4 @@
-"""A HAT computed by OpenVINO: on CPUs, one thread a frame, and as many frames at once as asked for.
+"""A network computed by OpenVINO: on CPUs, one thread a frame, and as many frames at once as asked for.
 
 Needs the extra `openvino`; importing this file does not. A model is compiled for each size of frame, and kept in a
 folder for the next process: see `OpenVINOCache`.
@@ -31,12 +31,13 @@ from hat_video.inference.openvino_folds import Strip
 from hat_video.inference.openvino_quiet import import_openvino
 from hat_video.inference.openvino_strips import StripwiseHAT, shared, strips_of
 from hat_video.inference.processors import cpu_count
+from hat_video.model.cnn import CNN
 from hat_video.model.hat import HAT
 
 if TYPE_CHECKING:
     from hat_video.inference.openvino_graph import Precision
 
-__all__ = ["OpenVINOCache", "OpenVINOHAT", "cache_folder", "openvino_version"]
+__all__ = ["OpenVINOCache", "OpenVINONetwork", "cache_folder", "openvino_version"]
 
 # Whole frames, or the tiles at a frame's edges. Each holds the memory of its activations.
 _MOST_SHAPES = 8
@@ -64,7 +65,7 @@ def cache_folder() -> Path:
     return base / "hat-video"
 
 
-class OpenVINOHAT:
+class OpenVINONetwork:
     """A network ready to run, called as `FastHAT` is.
 
     Calls from several threads at once are allowed. Each frame is computed on exactly one thread, which the system may
@@ -82,7 +83,7 @@ class OpenVINOHAT:
     """
 
     def __init__(
-        self, network: HAT, precision: Literal["fp32", "bf16"], *, in_flight: int = 0, folder: Path | None = None
+        self, network: HAT | CNN, precision: Literal["fp32", "bf16"], *, in_flight: int = 0, folder: Path | None = None
     ) -> None:
         if precision not in _HINTS:
             raise OptionError(f"--precision {precision}: OpenVINO has fp32 and bf16 on a CPU")
@@ -169,24 +170,32 @@ class OpenVINOHAT:
             return self._shapes[size]
 
     def _made_for(self, height: int, width: int) -> _Requests:
+        from hat_video.inference.openvino_cnn import build_cnn_graph
         from hat_video.inference.openvino_graph import build_graph
 
-        strips = strips_of(self.config, height, width)
-        if len(strips) == 1:
+        graph: Callable[[], Any]
+        if isinstance(self._network, HAT):
+            strips = strips_of(self._network.config, height, width)
+            if len(strips) > 1:
+                return self._stripwise(self._network, strips, width)
             graph = partial(build_graph, self._network, height, width, self.precision)
-            whole = self._compiled({"height": height, "width": width}, graph, self.in_flight)
-            return _Requests(lambda: _WholeHAT(whole), self.in_flight, height * width)
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        stage = partial(self._stage, width)
-        return _Requests(lambda: StripwiseHAT(self.config, strips, width, dtype, stage), self.in_flight, 0)
+        else:
+            graph = partial(build_cnn_graph, self._network, height, width)
+        whole = self._compiled({"height": height, "width": width}, graph, self.in_flight)
+        return _Requests(lambda: _Whole(whole), self.in_flight, height * width)
 
-    def _stage(self, width: int, strip: Strip, stage: int) -> Any:
+    def _stripwise(self, network: HAT, strips: list[Strip], width: int) -> _Requests:
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        stage = partial(self._stage, network, width)
+        return _Requests(lambda: StripwiseHAT(network.config, strips, width, dtype, stage), self.in_flight, 0)
+
+    def _stage(self, network: HAT, width: int, strip: Strip, stage: int) -> Any:
         from hat_video.inference.openvino_graph import build_stage
 
         facts = {"width": width, "strip": asdict(strip), "stage": stage}
         # Two frames that get there at once do not compile it twice.
         with self._building:
-            return self._compiled(facts, partial(build_stage, self._network, strip, stage, width, self.precision), 1)
+            return self._compiled(facts, partial(build_stage, network, strip, stage, width, self.precision), 1)
 
     def _compiled(self, facts: dict[str, Any], graph: Callable[[], Any], streams: int) -> Any:
         """Compiles a graph, which the facts tell from others of this network, or loads what was compiled before."""
@@ -227,7 +236,7 @@ class _Runner(Protocol):
         """Gives up what lies between the layers, until the next run."""
 
 
-class _WholeHAT:
+class _Whole:
     """A compiled model of the whole network, and a request of it."""
 
     def __init__(self, compiled: Any) -> None:
@@ -344,7 +353,7 @@ class OpenVINOCache:
             total -= size
 
 
-def _identity(network: HAT, precision: str) -> dict[str, object]:
+def _identity(network: HAT | CNN, precision: str) -> dict[str, object]:
     """All that a compiled model depends on, but for the size of its frames."""
     from hat_video.inference.openvino_graph import GRAPH_VERSION
 

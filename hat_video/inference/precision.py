@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hat_video.inference.optimize import optimize
+from hat_video.model.cnn import CNN
 from hat_video.model.hat import HAT
 
 __all__ = ["DTYPES", "SAFER", "calibration_frame", "choose", "has_fast_bf16", "trunk_exponent"]
@@ -46,13 +47,15 @@ def calibration_frame(multiple: int) -> Tensor:
     return torch.where(checks.bool(), noise, ramp).contiguous()
 
 
-def trunk_exponent(network: HAT, frame: Tensor) -> int:
+def trunk_exponent(network: HAT | CNN, frame: Tensor) -> int:
     """k such that the residual trunk, carried as 2^-k of itself, stays far inside fp16's range on that frame.
 
     Args:
         network: in fp32 on the CPU.
         frame: (N, 3, H, W) in [0, 1], H and W multiples of the network's.
     """
+    if isinstance(network, CNN):
+        return 0  # it has no trunk that grows from block to block
     fast = optimize(network, dtype=torch.float32, device=torch.device("cpu"))
     largest = 0.0
 
@@ -70,7 +73,7 @@ def trunk_exponent(network: HAT, frame: Tensor) -> int:
 
 
 def choose(
-    network: HAT, device: torch.device, frame: Tensor, build: Callable[[str, int], Callable[[Tensor], Tensor]]
+    network: HAT | CNN, device: torch.device, frame: Tensor, build: Callable[[str, int], Callable[[Tensor], Tensor]]
 ) -> tuple[str, int]:
     """The fastest precision of the device that agrees with fp32 on a frame, and the trunk exponent that goes with it.
 

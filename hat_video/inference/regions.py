@@ -1,7 +1,8 @@
 """Parts of a picture, computed alone and yet equal to the whole, for networks that see a bounded part of it.
 
 A HAT whose channel attention pools over boxes has a finite receptive field. It is not the same around every pixel:
-windows and boxes lie on a grid, so what a pixel depends on ends at the next border of that grid.
+windows and boxes lie on a grid, so what a pixel depends on ends at the next border of that grid. A convolutional
+network has one that is.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from fractions import Fraction
 
 from torch import Tensor
 
+from hat_video.model.cnn import CNNConfig
 from hat_video.model.hat import HATConfig
 
-__all__ = ["Reach", "Rectangle", "compute_region", "tiled_exactly"]
+__all__ = ["Reach", "Rectangle", "compute_region", "reach_of", "tiled_exactly"]
+
+
+# Of a network that has no grid of its own: parts are of few sizes, since some backends compile for each.
+_CELL = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +78,25 @@ class Reach:
     """What part of its input a part of a network's output depends on.
 
     Args:
-        config: of a network whose channel attention pools over boxes.
+        config: of a convolutional network, or of a HAT whose channel attention pools over boxes.
 
     Raises:
         ValueError: it pools over the whole picture.
     """
 
-    def __init__(self, config: HATConfig) -> None:
+    def __init__(self, config: HATConfig | CNNConfig) -> None:
+        self._config = config
+        self.grid = _CELL
+        """Parts must begin at multiples of this, and end at such or at the padded picture's end."""
+        self.multiple = config.multiple
+        """Height and width of a padded picture are multiples of this."""
+        if isinstance(config, CNNConfig):
+            return
         if not config.attention_pool:
             raise ValueError("a channel attention over the whole picture reaches everything")
         if config.ape_size:
             raise ValueError("an absolute position embedding knows where a picture ends")
-        self._config = config
         self.grid = math.lcm(config.window_size, config.attention_pool) * config.unshuffle
-        """Parts must begin at multiples of this, and end at such or at the padded picture's end."""
-        self.multiple = config.multiple
-        """Height and width of a padded picture are multiples of this."""
 
     def region(self, part: Rectangle, height: int, width: int) -> Rectangle:
         """What is computed for a part of the picture: what it depends on, and more, to one of a few sizes.
@@ -129,6 +138,12 @@ class Reach:
     def along(self, start: int, stop: int, length: int) -> tuple[int, int]:
         """The same along one axis."""
         config = self._config
+        if isinstance(config, CNNConfig):
+            first, last = max(0, start - config.reach), min(length, stop + config.reach)
+            return first // self.grid * self.grid, min(length, -(-last // self.grid) * self.grid)
+        return self._along_hat(config, start, stop, length)
+
+    def _along_hat(self, config: HATConfig, start: int, stop: int, length: int) -> tuple[int, int]:
         end = length // config.unshuffle
         low, high = start // config.unshuffle, -(-stop // config.unshuffle)
 
@@ -141,7 +156,7 @@ class Reach:
 
         closing_conv = 1 if config.resi_connection == "1conv" else 0
         window, box = config.window_size, config.attention_pool
-        grow(self._tail())
+        grow(_tail_of(config))
         grow(closing_conv)
         for depth in reversed(config.depths):
             grow(closing_conv)
@@ -157,15 +172,22 @@ class Reach:
         low, high = low // step * step, min(end, -(-high // step) * step)
         return low * config.unshuffle, high * config.unshuffle
 
-    def _tail(self) -> int:
-        """Tokens that the convolutions after the body look at, on each side."""
-        config = self._config
-        reach, scale, rest = Fraction(1), 1, config.tail_scale
-        while rest > 1:
-            reach += Fraction(1, scale)
-            step = 3 if rest == 3 else 2
-            scale, rest = scale * step, rest // step
-        return math.ceil(reach + Fraction(1, scale))
+
+def reach_of(config: HATConfig | CNNConfig) -> Reach | None:
+    """What a part of the output of a network depends on; None if that is the whole picture."""
+    if isinstance(config, HATConfig) and (not config.attention_pool or config.ape_size):
+        return None
+    return Reach(config)
+
+
+def _tail_of(config: HATConfig) -> int:
+    """Tokens that the convolutions after the body look at, on each side."""
+    reach, scale, rest = Fraction(1), 1, config.tail_scale
+    while rest > 1:
+        reach += Fraction(1, scale)
+        step = 3 if rest == 3 else 2
+        scale, rest = scale * step, rest // step
+    return math.ceil(reach + Fraction(1, scale))
 
 
 def compute_region(

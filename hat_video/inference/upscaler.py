@@ -14,7 +14,7 @@ from hat_video.errors import OptionError, OutOfMemoryError, WorkError
 from hat_video.inference.backends import Backend, Network, as_compiler_error, build, choose_backend
 from hat_video.inference.memory import keep_freed_memory
 from hat_video.inference.precision import DTYPES, SAFER, calibration_frame, choose, trunk_exponent
-from hat_video.inference.regions import Reach, Rectangle, tiled_exactly
+from hat_video.inference.regions import Reach, Rectangle, reach_of, tiled_exactly
 from hat_video.inference.tiling import pad_to_multiple, tiled
 from hat_video.model.resample import enlarge
 from hat_video.model.zoo import Model
@@ -136,10 +136,7 @@ class Upscaler:
     @property
     def reach(self) -> Reach | None:
         """What a part of the output depends on; None where that is the whole picture, or there is no network."""
-        network = self.model.network
-        if network is None or not network.config.attention_pool or network.config.ape_size:
-            return None
-        return Reach(network.config)
+        return None if self.model.config is None else reach_of(self.model.config)
 
     def unchecked_part(self, region: Tensor, part: Rectangle) -> tuple[Tensor, Tensor]:
         """A part of the output, to the bit what it is when the whole picture is computed.

@@ -37,6 +37,7 @@ from hat_video.media.passthrough import StreamPlan, plan_streams
 from hat_video.media.probe import FrameIndex, Probe, probe
 from hat_video.media.source import open_source
 from hat_video.media.span import Span
+from hat_video.model.hat import HATConfig
 from hat_video.model.zoo import Model
 from hat_video.paths import JsonPath
 
@@ -91,7 +92,7 @@ class Recipe:
     precision: str
     trunk_exponent: int
     attention_pool: int
-    """`HATConfig.attention_pool`; 0 for resamplers, too."""
+    """`HATConfig.attention_pool`; 0 for what has no such attention, too."""
     tile: int | None
     batch: int
     decoder: str
@@ -227,7 +228,7 @@ def plan_file(
         backend=upscaler.backend,
         precision=upscaler.precision,
         trunk_exponent=upscaler.trunk_exponent,
-        attention_pool=model.config.attention_pool if model.config else 0,
+        attention_pool=model.config.attention_pool if isinstance(model.config, HATConfig) else 0,
         tile=fit.tile,
         batch=fit.batch,
         decoder=decoder,

@@ -1,4 +1,7 @@
-"""Any HAT checkpoint to its hyperparameters and tensors: safely, strictly, and with a clear word where it is none."""
+"""Any HAT checkpoint to its hyperparameters and tensors: safely, strictly, and with a clear word where it is none.
+
+Our own convolutional networks are read here too.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hat_video.errors import ModelError
+from hat_video.model.cnn import CNN, CNNConfig
 from hat_video.model.hat import HAT, HATConfig
 
 __all__ = ["Checkpoint", "infer_config", "load_network", "read_checkpoint"]
@@ -39,7 +43,7 @@ _SIGNATURE = (
 class Checkpoint:
     """What a file held."""
 
-    config: HATConfig
+    config: HATConfig | CNNConfig
     state_dict: dict[str, Tensor]
     """Parameters by upstream's names; without the index tables, which are made anew."""
     sha256: str
@@ -75,16 +79,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(config, state, sha256, metadata)
 
 
-def load_network(checkpoint: Checkpoint, path: Path) -> HAT:
+def load_network(checkpoint: Checkpoint, path: Path) -> HAT | CNN:
     """The network with its weights, fp32, in evaluation mode.
 
     Raises:
         ModelError: a tensor is missing, too many, or of another shape.
     """
+    config = checkpoint.config
+    kind = "HAT" if isinstance(config, HATConfig) else "CNN"
     try:
-        network = HAT(checkpoint.config)
+        network = HAT(config) if isinstance(config, HATConfig) else CNN(config)
     except (ValueError, RuntimeError, ArithmeticError) as error:
-        raise ModelError(f"{path}: looks like a HAT, but of a shape that none has: {error}") from None
+        raise ModelError(f"{path}: looks like a {kind}, but of a shape that none has: {error}") from None
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     there = {name: tuple(value.shape) for name, value in checkpoint.state_dict.items()}
     wrong = [f"{name} is missing" for name in wanted if name not in there]
@@ -96,7 +102,7 @@ def load_network(checkpoint: Checkpoint, path: Path) -> HAT:
     ]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise ModelError(f"{path}: looks like a HAT, but {wrong[0]}{more}")
+        raise ModelError(f"{path}: looks like a {kind}, but {wrong[0]}{more}")
     network.load_state_dict({name: value.float() for name, value in checkpoint.state_dict.items()})
     return network.eval().requires_grad_(False)
 
@@ -144,7 +150,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in loaded.items() if isinstance(value, Tensor)}
 
 
-def infer_config(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any] | None = None) -> HATConfig:
+def infer_config(
+    state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any] | None = None
+) -> HATConfig | CNNConfig:
     """The hyperparameters, from the tensors' names and shapes.
 
     `conv_scale` and `img_range` leave no trace in the tensors; they come from `metadata`, else they are upstream's.
@@ -152,6 +160,9 @@ def infer_config(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     Raises:
         ModelError: it is another network.
     """
+    plain = CNN.config_of(state)
+    if plain is not None:
+        return plain
     missing = [name for name in _SIGNATURE if name not in state]
     if missing:
         raise ModelError(f"{path}: {_guess(state)}; found {', '.join(list(state)[:4])}; a HAT has {missing[0]}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hat_video.errors import ModelError, OutputError, UsageError
+from hat_video.model.cnn import CNN, CNNConfig
 from hat_video.model.hat import HAT, HATConfig
 from hat_video.model.zoo import Model
 
@@ -50,7 +51,7 @@ def export_onnx(model: Model, path: Path) -> dict[str, Any]:
     network = model.network
     if network is None:
         raise UsageError(f"{model.name}: is a resampler and no network; every runtime has one of its own")
-    if network.config.ape_size:
+    if isinstance(network, HAT) and network.config.ape_size:
         raise ModelError(f"{model.name}: has an absolute position embedding and takes pictures of one size only")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
@@ -67,23 +68,25 @@ def export_onnx(model: Model, path: Path) -> dict[str, Any]:
     return facts
 
 
-def _facts(model: Model, config: HATConfig) -> dict[str, Any]:
+def _facts(model: Model, config: HATConfig | CNNConfig) -> dict[str, Any]:
+    own = (
+        {"window": config.window_size, "attention_pool": config.attention_pool} if isinstance(config, HATConfig) else {}
+    )
     return {
+        **own,
         "name": model.name,
         "scale": model.scale,
-        "window": config.window_size,
         "multiple": config.multiple,
         "padding": "right and bottom, by reflection without the edge, to the next multiple; cut scale times that away",
         "colour": "R'G'B', of whatever primaries and transfer the source has; nothing is linearised",
         "range": "0 is black, 1 is white; clamp the output",
-        "attention_pool": config.attention_pool,
         "opset": OPSET,
         "licence": model.licence,
         "sha256": model.sha256,
     }
 
 
-def _proto(network: HAT) -> Any:
+def _proto(network: HAT | CNN) -> Any:
     """The network with symbols for its sizes."""
     multiple = network.config.multiple
     rows, columns = torch.export.Dim("rows", min=1, max=4096), torch.export.Dim("columns", min=1, max=4096)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hat_video.errors import ModelError, UsageError
 from hat_video.model.checkpoint import load_network, read_checkpoint
+from hat_video.model.cnn import CNN, CNNConfig
 from hat_video.model.hat import HAT, HATConfig
 
 __all__ = ["Model", "ModelFacts", "default_model_name", "list_models", "load_model"]
@@ -45,20 +46,20 @@ class Model:
     sha256: str
     """Of its file; for a resampler, of its name and version."""
     parameters: int
-    config: HATConfig | None
+    config: HATConfig | CNNConfig | None
     """None for a resampler."""
-    network: HAT | None
+    network: HAT | CNN | None
     """fp32 on the CPU, in evaluation mode; None for a resampler."""
     kernel: str | None = None
     """`bicubic` or `lanczos` for a resampler."""
 
     def pooled(self, box: int) -> Model:
-        """The same model with another `HATConfig.attention_pool`; a resampler has none, and stays as it is.
+        """The same model with another `HATConfig.attention_pool`; what has no such attention stays as it is.
 
         Raises:
             ValueError: not 0 and no multiple of the window.
         """
-        if self.network is None:
+        if not isinstance(self.network, HAT):
             return self
         network = copy.deepcopy(self.network)
         network.pool_over(box)
@@ -163,7 +164,7 @@ def _scales(facts: ModelFacts) -> str:
 
 
 def load_model(name_or_path: str | Path, *, scale: int | None = None) -> Model:
-    """Loads a model by its name, or a HAT checkpoint from a file.
+    """Loads a model by its name, or a checkpoint from a file.
 
     Args:
         name_or_path: a name that `list_models` gives with `is_included`, or a .pth, .pt or .safetensors file.

@@ -30,11 +30,12 @@ from hat_video.errors import CancelledError, ModelError, OutputError, UsageError
 from hat_video.inference.optimize import optimize
 from hat_video.inference.upscaler import choose_device
 from hat_video.model.checkpoint import load_network, read_checkpoint
-from hat_video.model.hat import HAT
+from hat_video.model.cnn import CNN
+from hat_video.model.hat import HAT, HATConfig
 from hat_video.training.degrade import VideoDegradation, degrade_bicubic
 from hat_video.training.export import body_of, save_network, save_tensors
 from hat_video.training.log import TrainLog
-from hat_video.training.networks import build_network
+from hat_video.training.networks import BranchedCNN, build_network
 from hat_video.training.recipe import Stage, TrainRecipe
 from hat_video.training.tiles import TileSet
 
@@ -106,14 +107,17 @@ class _Mixed(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         """(B, 3, H, W) fp32 to (B, 3, sH, sW) fp32."""
-        if not isinstance(self.network, HAT):
+        if not isinstance(self.network, HAT | CNN):
             with torch.autocast(self._device_type, torch.bfloat16, enabled=self._is_half):
                 out: Tensor = self.network(lr)
             return out.float()
         shallow = self.network.shallow_features(lr)
         with torch.autocast(self._device_type, torch.bfloat16, enabled=self._is_half):
             deep = self.network.deep_features(shallow)
-        return self.network.reconstruct(deep.float() + shallow)
+        features = deep.float() + shallow
+        if isinstance(self.network, CNN):
+            return self.network.reconstruct(features, lr)
+        return self.network.reconstruct(features)
 
 
 class Training:
@@ -185,7 +189,9 @@ class Training:
         path = Path(self.recipe.start)
         checkpoint = read_checkpoint(path)
         mine = self.network.state_dict()
-        theirs = body_of(checkpoint.state_dict, checkpoint.config)
+        theirs = checkpoint.state_dict
+        if isinstance(checkpoint.config, HATConfig):
+            theirs = body_of(theirs, checkpoint.config)
         fitting = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
         if not any(name.startswith("layers.") and value.ndim == 4 for name, value in fitting.items()):
             raise ModelError(f"start = {path}: none of its blocks has the shape of this network's")
@@ -199,6 +205,8 @@ class Training:
         path = Path(self.recipe.teacher)
         checkpoint = read_checkpoint(path)
         network = load_network(checkpoint, path)
+        if not isinstance(network, HAT):
+            raise ModelError(f"teacher = {path}: is no HAT")
         if network.config.upscale != self.recipe.scale:
             raise ModelError(f"teacher = {path}: is x{network.config.upscale}; must be x{self.recipe.scale}")
         dtype = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
@@ -395,7 +403,7 @@ class Training:
         return float(np.mean(values))
 
     def export(self, path: Path, scores: Mapping[str, float]) -> None:
-        """The EMA as a model file; a network for comparison keeps its own names, and only this class can read it."""
+        """The EMA as a model file; a network for comparison keeps its own names, and nothing reads it."""
         facts: dict[str, Any] = {
             "name": self.recipe.name,
             "purpose": self.recipe.purpose,
@@ -407,7 +415,8 @@ class Training:
         if isinstance(self.ema, HAT) and not self.recipe.network.without:
             save_network(self.ema, path, facts)
         else:
-            save_tensors(self.ema.state_dict(), path, facts)
+            network = self.ema.folded() if isinstance(self.ema, BranchedCNN) else self.ema
+            save_tensors(network.state_dict(), path, facts)
 
 
 def _distance(sr: Tensor, hr: Tensor, stage: Stage) -> Tensor:

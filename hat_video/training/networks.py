@@ -6,18 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hat_video.model.cnn import CNN, CNNConfig
 from hat_video.model.hat import HAB, HAT, RHAG
 from hat_video.model.resample import enlarge
 from hat_video.training.recipe import NetworkShape
 
-__all__ = ["CNN", "RCAN", "Compact", "build_network", "start_as_interpolation"]
+__all__ = ["RCAN", "BranchedCNN", "Compact", "build_network", "start_as_interpolation"]
 
 
 def build_network(shape: NetworkShape, scale: int) -> nn.Module:
     """A network of (B, 3, H, W) in [0, 1] to (B, 3, sH, sW), with fresh weights from torch's generator."""
     layers = sum(shape.depths)
     if shape.kind == "cnn":
-        return CNN(scale, shape.embed_dim, layers)
+        return BranchedCNN(CNNConfig(shape.embed_dim, layers, scale))
     if shape.kind == "compact":
         return Compact(scale, shape.embed_dim, layers)
     if shape.kind == "rcan":
@@ -135,34 +136,39 @@ def _take_out(network: HAT, without: tuple[str, ...]) -> None:
             module.residual_group.overlap_attn = nn.Identity()  # type: ignore[assignment]
 
 
-class CNN(nn.Module):
-    """Plain 3x3 convolutions over a bicubic skip, each with an identity and a 1x1 branch that fold into it.
+class BranchedCNN(CNN):
+    """A CNN whose convolutions have an identity and a 1x1 branch while they are trained; `folded` is without them.
 
     Source: after ECBSR (ACM MM 2021), with fewer branches.
     """
 
-    def __init__(self, scale: int, channels: int, layers: int) -> None:
-        super().__init__()
-        self.scale = scale
-        self.head = nn.Conv2d(3, channels, 3, 1, 1)
-        body = [nn.Conv2d(channels, channels, 3, 1, 1) for _ in range(layers)]
-        side = [nn.Conv2d(channels, channels, 1, bias=False) for _ in range(layers)]
-        self.body, self.side = nn.ModuleList(body), nn.ModuleList(side)
-        self.act = nn.ModuleList(nn.PReLU(channels) for _ in range(layers + 1))
-        self.tail = nn.Conv2d(channels, 3 * scale**2, 3, 1, 1)
-        for conv in body:
-            nn.init.kaiming_normal_(conv.weight, a=0.25)
-            conv.weight.data *= 0.5
-        for conv in (*side, self.tail):
-            nn.init.zeros_(conv.weight)
-        nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
+    def __init__(self, config: CNNConfig) -> None:
+        super().__init__(config)
+        channels = config.embed_dim
+        self.side = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in range(config.layers))
+        with torch.no_grad():
+            for name, value in self.named_parameters():
+                if name.startswith("body.") and name.endswith("weight"):
+                    nn.init.kaiming_normal_(value, a=0.25).mul_(0.5)
+                elif name.startswith(("side.", "tail.")):
+                    value.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, 3, sH, sW)."""
-        y = first = self.act[0](self.head(x - 0.5))
-        for conv, side, act in zip(self.body, self.side, self.act[1:], strict=True):
-            y = act(conv(y) + side(y) + y)
-        return enlarge(x, self.scale, "bicubic") + F.pixel_shuffle(self.tail(y + first), self.scale)
+    def layer(self, number: int, x: Tensor) -> Tensor:
+        """One convolution of the body, and its branches."""
+        out: Tensor = self.body[number](x) + self.side[number](x) + x
+        return out
+
+    @torch.no_grad()
+    def folded(self) -> CNN:
+        """The same function in single convolutions."""
+        network = CNN(self.config)
+        state = {name: value.clone() for name, value in self.state_dict().items() if not name.startswith("side.")}
+        for number in range(self.config.layers):
+            side: Tensor = self.get_parameter(f"side.{number}.weight")
+            one = torch.eye(self.config.embed_dim, device=side.device)
+            state[f"body.{number}.weight"][:, :, 1, 1] += side[:, :, 0, 0] + one
+        network.load_state_dict(state)
+        return network
 
 
 class Compact(nn.Module):
