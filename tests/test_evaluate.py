@@ -117,6 +117,7 @@ def test_bad_sets(stills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         {"pix_fmt": "yuv444p10le", "bt709": False},
         {"codec": "ffv1", "pix_fmt": "gray"},
         {"codec": "ffv1", "pix_fmt": "bgr0"},
+        {"sample_aspect_ratio": Fraction(12, 11)},
     ],
     ids=lambda facts: "-".join(str(value) for value in facts.values()),
 )

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -127,8 +128,10 @@ def _make_low(found: Probe, end: int | None, low: Path, scale: int, crf: int) ->
     rows, columns = (slice(shift, shift + size * scale) for size in (height, width))
     if min(width, height) < 16:
         raise SourceError(f"{found.path}: {video.width}x{video.height} is too small to be evaluated at x{scale}")
-    # The file that is written says nothing of where chroma lies, which means left.
-    source = replace(video, color=replace(video.color, siting="left"), display_matrix=None)
+    # The file that is written says nothing of where chroma lies, which means left; and of pixels that are not square,
+    # which the command would have to resample for the lossless encoder, not a word either.
+    square = replace(video, sample_aspect_ratio=Fraction(1), display_matrix=None)
+    source = replace(square, color=replace(video.color, siting="left"))
     spec, small = plan_encoder("matroska", source, width, height, name="libx264", crf=crf)
     original: list[Tensor] = []
     pictures: list[Tensor] = []
