@@ -21,7 +21,7 @@ from hat_video.errors import OptionError, UsageError, WorkError
 from hat_video.frames import PixelFormat
 from hat_video.model.resample import resize
 from hat_video.training.compress import CODECS, PRESETS, round_trip
-from hat_video.training.degrade import KERNELS, VideoDegradation, degrade_bicubic
+from hat_video.training.degrade import KERNELS, Shot, VideoDegradation, degrade_bicubic
 
 ROOT = Path(__file__).parents[1]
 ONE = 1 / 255
@@ -67,6 +67,7 @@ def quiet(scale: int, **changes: Any) -> VideoDegradation:
     """Nothing happens but MATLAB's bicubic and the way through YUV of 4:4:4."""
     nothing = VideoDegradation(
         scale,
+        soft_probability=0,
         kernels=(("bicubic", 1.0),),
         blur_probability=0,
         noise_probability=0,
@@ -193,6 +194,19 @@ def test_blur_blurs_and_the_target_stays_sharp() -> None:
     hr, _ = quiet(2, blur_probability=1).make(texture(), 48, 6, np.random.default_rng(0))
     same, _ = quiet(2).make(texture(), 48, 6, np.random.default_rng(0))
     assert torch.equal(hr, same)
+
+
+def test_a_soft_shot_is_soft_in_the_target_too() -> None:
+    def shot(sigma: float) -> Shot:
+        return quiet(2, soft_probability=1, soft_sigma=(sigma, sigma)).shoot(texture(), 48, np.random.default_rng(0))
+
+    details = [float(shot(sigma).hr.float().diff(dim=3).abs().mean()) for sigma in (0.0, 0.8, 2.0)]
+    assert details[0] > 1.3 * details[1] > 1.3 * 1.3 * details[2]
+    # The low resolution is made of it, and of nothing sharper.
+    for sigma in (0.8, 2.0):
+        soft = shot(sigma)
+        assert inner(soft.lr - degrade_bicubic(soft.hr, 2)).abs().max() < 3 * ONE
+    assert abs(shot(2.0).hr.float().mean() - shot(0.0).hr.float().mean()) < 0.1
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
@@ -361,6 +375,7 @@ def test_refusals_are_of_one_line() -> None:
         {"crf": (34, 16)},
         {"crf": (16, 52)},
         {"blur_sigma": (-1, 1)},
+        {"soft_sigma": (2, 1)},
         {"noise_probability": 1.1},
         {"frames": 0},
         {"shot_size": 8},

@@ -68,7 +68,8 @@ class VideoDegradation:
     """What may happen to a shot on its way to a viewer; each shot draws its own fate.
 
     A window pans over a still picture by whole HR pixels, so the HR frames stay exact, while between LR frames
-    everything moves by fractions of a pixel. Each frame is blurred and made smaller, noise is added, the shot becomes
+    everything moves by fractions of a pixel. Some shots are soft to begin with, as a lens out of focus makes them: what
+    is soft in the original must stay so. Each frame is blurred and made smaller, noise is added, the shot becomes
     limited-range YUV, is encoded and decoded, and becomes RGB again as `color.py` does it when footage is read.
 
     Raises:
@@ -77,11 +78,15 @@ class VideoDegradation:
 
     scale: int
     """HR pixels to an LR pixel: 1 to 4. At 1 the shot is as large as before, and only cleaned."""
-    kernels: Shares = (("bicubic", 0.55), ("lanczos", 0.15), ("bilinear", 0.15), ("area", 0.15))
+    soft_probability: float = 0.4
+    soft_sigma: tuple[float, float] = (0.4, 2.0)
+    """Of the Gaussian blur of the shot itself, the clean picture included, in HR pixels, uniform."""
+    kernels: Shares = (("bicubic", 0.7), ("lanczos", 0.1), ("bilinear", 0.1), ("area", 0.1))
     """What makes it smaller, of `KERNELS`."""
-    blur_probability: float = 0.4
-    blur_sigma: tuple[float, float] = (0.2, 0.8)
-    """Of the Gaussian blur before that, in LR pixels, uniform."""
+    blur_probability: float = 0.1
+    blur_sigma: tuple[float, float] = (0.2, 0.5)
+    """Of the Gaussian blur before that, in LR pixels, uniform. The network learns to undo it, and cannot tell it from a
+    soft shot: much of it, and soft footage is made harder than it was."""
     noise_probability: float = 0.6
     noise_sigma: float = 4.0
     """The most that is drawn, in code values of 8 bits; the mean is a third of it, so most noise is mild. It is in luma
@@ -106,7 +111,7 @@ class VideoDegradation:
     """Sides of the window in LR pixels, where the picture is large enough."""
 
     def __post_init__(self) -> None:
-        for name in ("blur", "noise", "bt709", "full_chroma", "clean", "still"):
+        for name in ("soft", "blur", "noise", "bt709", "full_chroma", "clean", "still"):
             probability = getattr(self, f"{name}_probability")
             if not 0 <= probability <= 1:
                 raise OptionError(f"{name}_probability {probability}: must be between 0 and 1")
@@ -114,7 +119,7 @@ class VideoDegradation:
             shares: Shares = getattr(self, name)
             if not shares or any(choice not in known or share <= 0 for choice, share in shares):
                 raise OptionError(f"{name} {shares}: must be pairs of {', '.join(known)} and a positive share")
-        for name, most in (("crf", 51.0), ("blur_sigma", math.inf)):
+        for name, most in (("crf", 51.0), ("soft_sigma", math.inf), ("blur_sigma", math.inf)):
             low, high = getattr(self, name)
             if not 0 <= low <= high <= most:
                 raise OptionError(f"{name} {(low, high)}: must be two rising numbers from 0 to {most:g}")
@@ -163,7 +168,7 @@ class VideoDegradation:
                 f"a tile of {tile.shape[2]}x{tile.shape[1]} is too small for x{self.scale} crops of {lr_size};"
                 f" give at least {self.scale * lr_size} a side"
             )
-        hr = self._pan(tile, lr_size, rng)
+        hr = self._softened(self._pan(tile, lr_size, rng), rng)
         lr = self._film(hr, rng)
         color = ColorInfo(1 if rng.random() < self.bt709_probability else 6, 1, 1, is_full_range=False)
         fmt = PixelFormat.parse("yuv444p" if rng.random() < self.full_chroma_probability else "yuv420p")
@@ -200,6 +205,14 @@ class VideoDegradation:
         velocity = speed * np.array([math.sin(angle), math.cos(angle)])
         acceleration = 0.1 * speed * np.array([math.sin(turn), math.cos(turn)])
         return np.rint(velocity * time + acceleration * time**2).astype(np.int64)
+
+    def _softened(self, hr: Tensor, rng: np.random.Generator) -> Tensor:
+        """(T, 3, h, w) uint8, as a lens may have left it."""
+        sigma = rng.uniform(*self.soft_sigma) * (rng.random() < self.soft_probability)
+        if not sigma:
+            return hr
+        down, across = (_blur(side, sigma) for side in hr.shape[2:])
+        return (down @ hr.float() @ across.T).round_().clamp_(0, 255).to(torch.uint8)
 
     def _film(self, hr: Tensor, rng: np.random.Generator) -> Tensor:
         """(T, 3, sH, sW) uint8 to (T, 3, H, W) float32 in [0, 1]: blurred, smaller, noisy."""
