@@ -1,7 +1,8 @@
 """How good the shipped models are: on the field's stills by its protocol, and on real clips through the real command.
 
-python benchmarks/quality.py --stills Set5 Set14 BSD100 --clips a.mp4 b.mp4     # results/quality.json, README's table
-python benchmarks/quality.py                                                    # README's table from the JSON
+python benchmarks/quality.py --stills Set5 Set14 BSD100 --clips a.mp4 b.mp4   # results/quality.json, README's tables
+python benchmarks/quality.py --stills ... --scales 4                          # one scale anew, the others are kept
+python benchmarks/quality.py                                                  # README's tables from the JSON
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ def shipped() -> dict[int, list[str]]:
     return {scale: [model.name for model in models if scale in model.scales] for scale in scales}
 
 
-def measure(stills: list[Path], clips: list[Path], frames: int) -> dict[str, Any]:
-    """Every shipped model at every scale of its own."""
-    scores = {}
-    for scale, names in shipped().items():
+def measure(stills: list[Path], clips: list[Path], frames: int, scales: list[int]) -> dict[str, Any]:
+    """Every shipped model at these scales of its own, or at all; other scales stay as the JSON has them."""
+    chosen = {scale: names for scale, names in shipped().items() if not scales or scale in scales}
+    scores = json.loads(RESULT.read_text(encoding="utf-8"))["scores"] if scales and RESULT.exists() else {}
+    for scale, names in chosen.items():
         found = evaluate(
             names,
             scale,
@@ -50,7 +52,7 @@ def measure(stills: list[Path], clips: list[Path], frames: int) -> dict[str, Any
         "command": "python benchmarks/quality.py --stills ... --clips ...",
         "machine": machine(),
         "versions": versions("torch", "av"),
-        "scores": scores,
+        "scores": dict(sorted(scores.items())),
     }
 
 
@@ -67,18 +69,26 @@ def table(result: dict[str, Any]) -> str:
             row = [f"`{label}`", *(f"{entry['psnr']:.2f}" for entry in found["stills"].get(label, []))]
             for entries in clips.values():
                 if entries:
-                    mine = [score for clip in entries for score in clip["scores"] if score["candidate"] == label]
-                    row.append(_mean(mine))
+                    row.append(_summary(entries, label))
             rows.append(row)
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
     return "\n\n".join(parts)
 
 
-def _mean(scores: list[dict[str, Any]]) -> str:
-    text = f"{statistics.mean(score['psnr'] for score in scores):.2f}"
-    if all(score["vmaf_neg"] is not None for score in scores):
-        text += f" / {statistics.mean(score['vmaf_neg'] for score in scores):.1f}"
-    return text
+def _summary(clips: list[dict[str, Any]], label: str) -> str:
+    """Mean PSNR and VMAF-NEG, and in brackets the gains over Lanczos on the clip where each is least."""
+    mine, lanczos = (
+        [next(score for score in clip["scores"] if score["candidate"] == name) for clip in clips]
+        for name in (label, "lanczos")
+    )
+    parts = []
+    for name, digits in (("psnr", 2), ("vmaf_neg", 1)):
+        if any(score[name] is None for score in (*mine, *lanczos)):
+            continue
+        least = min(score[name] - other[name] for score, other in zip(mine, lanczos, strict=True))
+        gain = "" if label == "lanczos" else f" ({least:+.{digits}f})"
+        parts.append(f"{statistics.mean(score[name] for score in mine):.{digits}f}{gain}")
+    return " / ".join(parts)
 
 
 def readme_with(text: str, result: dict[str, Any]) -> str:
@@ -93,9 +103,10 @@ def main() -> None:
     parser.add_argument("--stills", type=Path, nargs="*", default=[])
     parser.add_argument("--clips", type=Path, nargs="*", default=[])
     parser.add_argument("--frames", type=int, default=30)
+    parser.add_argument("--scales", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
     if arguments.stills or arguments.clips:
-        result = measure(arguments.stills, arguments.clips, arguments.frames)
+        result = measure(arguments.stills, arguments.clips, arguments.frames, arguments.scales)
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     README.write_text(readme_with(README.read_text(encoding="utf-8"), result), encoding="utf-8")

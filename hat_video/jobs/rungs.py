@@ -68,11 +68,9 @@ def choose_models(options: CameraOptions) -> tuple[list[Model], int]:
 
 
 def _default_names(scale: int) -> list[str]:
-    """The included networks of a scale, in the zoo's order, from the best to the fastest; then no network."""
-    default_model_name(scale)
-    networks = [facts for facts in list_models() if facts.is_included and facts.parameters and scale in facts.scales]
-    networks.sort(key=lambda facts: -facts.parameters)
-    return [*(facts.name for facts in networks), _FASTEST]
+    """The included network of a scale, then faster ones, then none."""
+    rungs = [facts.name for facts in list_models() if facts.is_rung and scale in facts.scales]
+    return [default_model_name(scale), *rungs, _FASTEST]
 
 
 def load_rungs(

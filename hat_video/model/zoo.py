@@ -33,6 +33,8 @@ class ModelFacts:
     """Of the file, by scale, where it is known."""
     is_included: bool = False
     """True where the weights come with the package, or none are needed."""
+    is_rung: bool = False
+    """Whether a camera falls back on it; those that are included stand in the order from the best to the fastest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ _SHIPPED = (
         "included",
         {2: "4aff4b324c8c9eccfa29e6425ee2e538dbbbfb25ab296c3980af3e8eab49d1c5"},
         is_included=True,
+        is_rung=True,
     ),
 )
 _RESAMPLERS = tuple(

@@ -1,0 +1,93 @@
+"""The paper's ablations at hat-nano's shape: short trainings that differ in one thing, and what each costs in time.
+
+python benchmarks/ablations.py RUNS --tiles tiles.npy --stills Set5 Set14    # trains what is missing, or was killed
+python benchmarks/ablations.py RUNS                                         # results/ablations.json, and its table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.shapes import HEIGHT, WIDTH, compiled, read_run  # noqa: E402
+from benchmarks.timing import in_turns, machine, versions  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "ablations.json"
+BASE = "hat-nano"
+_RICHEST = ("stages.1.mix={ photo = 0.9, vector = 0.1 }", "stages.1.richest_db=32.0")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    BASE: (),
+    "no CAB": ('network.without=["cab"]',),
+    "no OCAB": ('network.without=["ocab"]',),
+    "no CAB, no OCAB": ('network.without=["cab", "ocab"]',),
+    "window 16": ("network.window_size=16",),
+    "overlap 0.25": ("network.overlap_ratio=0.25",),
+    "overlap 0": ("network.overlap_ratio=0.0",),
+    # All steps on the photographs that the second stage of the others has.
+    "no pre-training": tuple(change.replace("stages.1", "stages.0") for change in _RICHEST),
+}
+"""Name -> what `hat-video train --set` changes of `configs/train/ablation.toml`."""
+
+
+def train(folder: Path, tiles: Path, stills: list[Path], changes: tuple[str, ...]) -> None:
+    """One training, to its end, by the command."""
+    words = ["train", "--config", str(ROOT / "configs" / "train" / "ablation.toml"), "--tiles", str(tiles)]
+    words += ["-o", str(folder), "--threads", "1", *(f"--stills={path}" for path in stills)]
+    words += [f"--set={change}" for change in changes]
+    subprocess.run([sys.executable, "-m", "hat_video", *words], cwd=ROOT, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--tiles", type=Path)
+    parser.add_argument("--stills", type=Path, nargs="*", default=[])
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    if arguments.tiles is not None:
+        for name in arguments.only:
+            train(arguments.runs.absolute() / name, arguments.tiles.absolute(), arguments.stills, VARIANTS[name])
+        return
+    torch.set_num_threads(1)
+    runs = {name: read_run(arguments.runs / name) for name in VARIANTS if (arguments.runs / name / "log.csv").exists()}
+    requests = {name: compiled(shape, 2) for name, (shape, _) in runs.items()}
+    frame = np.random.default_rng(0).random((1, 3, HEIGHT, WIDTH), np.float32)
+    times = in_turns(
+        {name: lambda request=request: request.infer({0: frame}) for name, request in requests.items()},  # type: ignore[misc]
+        arguments.rounds,
+    )
+    rows = {
+        name: {
+            **runs[name][1],
+            "us_per_lr_pixel": statistics.median(values) * 1e6 / (HEIGHT * WIDTH),
+            "times_the_base": statistics.median(a / b for a, b in zip(values, times[BASE], strict=True)),
+        }
+        for name, values in times.items()
+    }
+    for name, row in rows.items():
+        scores = " / ".join(f"{value:.2f}" for value in row["y_psnr"].values())
+        print(f"| {name} | {row['parameters']:,} | {row['times_the_base']:.2f} | {scores} |")
+    result = {
+        "command": "python benchmarks/ablations.py RUNS",
+        "machine": machine(),
+        "versions": versions("torch", "openvino"),
+        "threads": 1,
+        "input": [HEIGHT, WIDTH],
+        "variants": rows,
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
