@@ -200,13 +200,13 @@ def test_a_soft_shot_is_soft_in_the_target_too() -> None:
     def shot(sigma: float) -> Shot:
         return quiet(2, soft_probability=1, soft_sigma=(sigma, sigma)).shoot(texture(), 48, np.random.default_rng(0))
 
-    details = [float(shot(sigma).hr.float().diff(dim=3).abs().mean()) for sigma in (0.0, 0.8, 2.0)]
+    details = [float(shot(sigma).hr.float().diff(dim=3).abs().mean()) for sigma in (0.0, 0.4, 1.0)]
     assert details[0] > 1.3 * details[1] > 1.3 * 1.3 * details[2]
     # The low resolution is made of it, and of nothing sharper.
-    for sigma in (0.8, 2.0):
+    for sigma in (0.4, 1.0):
         soft = shot(sigma)
         assert inner(soft.lr - degrade_bicubic(soft.hr, 2)).abs().max() < 3 * ONE
-    assert abs(shot(2.0).hr.float().mean() - shot(0.0).hr.float().mean()) < 0.1
+    assert abs(shot(1.0).hr.float().mean() - shot(0.0).hr.float().mean()) < 0.1
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])

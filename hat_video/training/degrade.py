@@ -79,8 +79,8 @@ class VideoDegradation:
     scale: int
     """HR pixels to an LR pixel: 1 to 4. At 1 the shot is as large as before, and only cleaned."""
     soft_probability: float = 0.4
-    soft_sigma: tuple[float, float] = (0.4, 2.0)
-    """Of the Gaussian blur of the shot itself, the clean picture included, in HR pixels, uniform."""
+    soft_sigma: tuple[float, float] = (0.2, 1.0)
+    """Of the Gaussian blur of the shot itself, the clean picture included, in LR pixels, uniform."""
     kernels: Shares = (("bicubic", 0.7), ("lanczos", 0.1), ("bilinear", 0.1), ("area", 0.1))
     """What makes it smaller, of `KERNELS`."""
     blur_probability: float = 0.1
@@ -208,7 +208,7 @@ class VideoDegradation:
 
     def _softened(self, hr: Tensor, rng: np.random.Generator) -> Tensor:
         """(T, 3, h, w) uint8, as a lens may have left it."""
-        sigma = rng.uniform(*self.soft_sigma) * (rng.random() < self.soft_probability)
+        sigma = self.scale * rng.uniform(*self.soft_sigma) * (rng.random() < self.soft_probability)
         if not sigma:
             return hr
         down, across = (_blur(side, sigma) for side in hr.shape[2:])
