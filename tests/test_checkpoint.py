@@ -229,14 +229,14 @@ def test_weights_that_are_not_finite(tmp_path: Path, state: dict[str, torch.Tens
 
 def test_named_models_know_their_facts() -> None:
     nano = load_model("hat-nano", scale=4)
-    assert (nano.name, nano.scale, nano.parameters, nano.licence) == ("hat-nano", 4, 126_655, "Apache-2.0")
+    assert (nano.name, nano.scale, nano.parameters, nano.licence) == ("hat-nano", 4, 333_880, "Apache-2.0")
     facts = {model.name: model for model in list_models()}
     for shipped in (model for model in facts.values() if model.is_included and model.parameters):
         loaded = {scale: load_model(shipped.name, scale=scale) for scale in shipped.scales}
         assert shipped.sha256 == {scale: model.sha256 for scale, model in loaded.items()}
         assert shipped.parameters == loaded[2].parameters
     assert {"HAT-S", "HAT", "HAT-L", "Real_HAT_GAN", "bicubic", "lanczos"} <= facts.keys()
-    assert default_model_name(2) == "hat-nano"
+    assert (default_model_name(2), default_model_name(4)) == ("hat-nano-video", "hat-nano")
     with pytest.raises(UsageError, match="x2, x4"):
         default_model_name(3)
     with pytest.raises(ModelError, match="--scale 3: hat-nano has x2, x4"):

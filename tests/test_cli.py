@@ -323,7 +323,7 @@ def test_probe_models_doctor_clean(clip: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["models", "--json"]) == 0
     assert {model["name"] for model in json.loads(capsys.readouterr().out)} >= {"hat-nano", "bicubic"}
     assert main(["doctor", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["default model"] == "hat-nano x2"
+    assert json.loads(capsys.readouterr().out)["default model"] == "hat-nano-video x2"
 
     output = tmp_path / "out.mp4"
     assert upscale(clip, "-o", output, *FAST, "--keep-work", "-q") == 0

@@ -225,12 +225,12 @@ def test_the_command_measures_and_writes(stills: Path, tmp_path: Path, capsys: p
     assert "Mine x2 (3)" in out
     assert "c.mp4 (2 frames)" in out
     assert "grid 16" in out, "the window of the included network, in pixels of the output"
-    assert [line.split()[1] for line in out.splitlines()[2:5]] == ["bicubic", "lanczos", "hat-nano"]
+    assert [line.split()[1] for line in out.splitlines()[2:5]] == ["bicubic", "lanczos", "hat-nano-video"]
     assert "c.mp4 at crf 23" in err
     found = json.loads(figures.read_text(encoding="utf-8"))
-    assert found["candidates"].keys() == {"bicubic", "lanczos", "hat-nano"}
+    assert found["candidates"].keys() == {"bicubic", "lanczos", "hat-nano-video"}
     scores = {score["candidate"]: score for score in found["clips"][0]["scores"]}
-    assert scores["hat-nano"]["psnr"] != scores["bicubic"]["psnr"]
+    assert scores["hat-nano-video"]["psnr"] != scores["bicubic"]["psnr"]
     assert found["stills"]["bicubic"][0]["psnr"] == evaluate_stills(bicubic(2), stills, 2).psnr
     assert ("VMAF was not measured" in out) == (scores["bicubic"]["vmaf"] is None)
     assert read_picture(sheet).shape[3] == 8 + 4 * 64 + 3 * 8 + 8

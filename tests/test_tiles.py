@@ -1,6 +1,12 @@
 """The training set: what is taken, what is left out, and that a build repeats to the byte."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +17,7 @@ from PIL import Image
 from hat_video.errors import OutputError, SourceError, UsageError
 from hat_video.model.resample import resize
 from hat_video.training.build import BuildReport, build_tiles, choose_packages
-from hat_video.training.harvest import distance, fingerprint, sharpness_map
+from hat_video.training.harvest import distance, fingerprint, orientations, sharpness_map
 from hat_video.training.tiles import TILE, TileRecord, TileSet, TileWriter, orient
 
 
@@ -114,8 +120,78 @@ def test_fingerprints_survive_what_happens_to_pictures() -> None:
     picture, other = photograph(1), photograph(2)
     hashes = [fingerprint(picture), fingerprint(other)]
     assert distance(fingerprint(picture.resize((320, 256))), hashes)[0] < 16
-    assert distance(fingerprint(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), hashes)[0] < 16
-    assert distance(fingerprint(picture), hashes)[1] > 60
+    # Flat parts have no direction, so that of a mirror image cannot be had from the picture's own.
+    flat = Image.new("L", (400, 300), 255)
+    flat.paste(picture.convert("L").resize((120, 90)), (200, 40))
+    for one in (picture, flat):
+        for turn in Image.Transpose:
+            assert distance(orientations(one.transpose(turn)), [fingerprint(one)])[0] < 16, turn
+    assert distance(orientations(picture), hashes)[1] > 60
+    assert distance(orientations(picture), []).size == 0
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_deeper_pictures_are_left_and_the_reason_is_told(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    values = np.asarray(photograph(1).convert("L"), np.uint16 if mode == "I;16" else np.float32)
+    Image.fromarray(values).save(tmp_path / "deep" / "deep.tif")
+    with pytest.raises(SourceError, match=f"no tile in 1 files .1: is of {mode}"):
+        build(tmp_path / "deep", tmp_path / "tiles.npy")
+    assert not list(tmp_path.glob("tiles*"))
+
+
+def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    words = ["train-data", "--only", "none", "--images", str(folder), "-o", str(tmp_path / "tiles.npy"), "--jobs", "1"]
+    code = (
+        "import resource, signal, sys; from hat_video.cli import main;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "tiles.npy: cannot be written: File too large" in done.stderr
+    assert not list(tmp_path.glob("tiles*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_an_interrupted_build(number: signal.Signals, folder: Path, tmp_path: Path) -> None:
+    for copy in range(40):
+        for path in list(folder.glob("sharp*.png")):
+            (tmp_path / "many").mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / "many" / f"{copy:02d}{path.name}")
+    words = ["train-data", "--only", "none", "--images", str(tmp_path / "many"), "-o", str(tmp_path / "tiles.npy")]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hat_video", *words, "--jobs", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    part = tmp_path / "tiles.npy.part"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 10 * TILE**2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert (child.returncode, errors) == (130, "hat-video: interrupted\n")
+        assert not list(tmp_path.glob("tiles*"))
+    deadline = time.monotonic() + 20
+    while members(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not members(child.pid)
+
+
+def members(group: int) -> list[str]:
+    """The processes of a session that still live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = path.read_text().rpartition(")")
+            if int(rest.split()[3]) == group and rest.split()[0] != "Z":
+                found.append(name)
+    return found
 
 
 def test_sharpness_tells_a_picture_from_its_enlargement() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from hat_video import Upscaler, load_model
-from hat_video.errors import CancelledError, ModelError, OptionError, UsageError
+from hat_video.errors import CancelledError, ModelError, OptionError, SourceError, UsageError
 from hat_video.model.cnn import CNN
 from hat_video.model.hat import HAT
 from hat_video.training.export import body_of, fold_conv_scale
@@ -129,6 +130,87 @@ def test_a_finished_training_has_nothing_left_to_do(tiles: Path, tmp_path: Path)
     before = (tmp_path / "model.safetensors").stat().st_mtime_ns
     assert train(RECIPE, tiles, tmp_path) == []
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_changes_no_weights_may_change(tiles: Path, tmp_path: Path) -> None:
+    train(RECIPE, tiles, tmp_path)
+    assert train(replace(RECIPE, name="b", purpose="c", save_every_seconds=7.0), tiles, tmp_path) == []
+
+
+def test_a_kill_before_the_last_evaluation_is_made_up_for(tiles: Path, tmp_path: Path) -> None:
+    told = train(RECIPE, tiles, tmp_path)
+    before = weights(tmp_path)
+    rows = (tmp_path / "log.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "log.csv").write_text("".join(rows[:-1]))
+    again = train(RECIPE, tiles, tmp_path)
+    assert [progress.scores for progress in again] == [told[-1].scores]
+    assert_same(weights(tmp_path), before)
+    assert (tmp_path / "log.csv").read_text() == "".join(rows)
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", "cut", "foreign"])
+def test_a_damaged_state_is_named(damage: bytes | str, tiles: Path, tmp_path: Path) -> None:
+    train(RECIPE, tiles, tmp_path)
+    path = tmp_path / "state.pt"
+    if damage == "foreign":
+        torch.save({"weights": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(damage if isinstance(damage, bytes) else path.read_bytes()[:-500])
+    with pytest.raises(ModelError, match=r"state\.pt: cannot be gone on from .*; remove it to begin anew"):
+        Training(RECIPE, tiles, tmp_path, device="cpu")
+
+
+def test_a_diverged_training_keeps_its_good_state(tiles: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, stages=(replace(STAGE, iterations=60),), evaluate_every=2, save_every_seconds=0)
+    training = Training(recipe, tiles, tmp_path, device="cpu", threads=1)
+
+    def spoil(progress: TrainProgress) -> None:
+        if progress.iteration == 4:
+            next(training.network.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(ModelError, match=r"it diverged by iteration 5, .*; lower rate"):
+        training.run(on_progress=spoil, cancel=threading.Event())
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["iteration"] == 4
+    assert all(value.isfinite().all() for value in state["network"].values())
+
+
+def test_two_trainings_do_not_share_a_folder(tiles: Path, tmp_path: Path) -> None:
+    def meanwhile(progress: TrainProgress) -> None:
+        with pytest.raises(UsageError, match="another training is running in it"):
+            train(RECIPE, tiles, tmp_path)
+
+    training = Training(RECIPE, tiles, tmp_path, device="cpu", threads=1)
+    training.run(on_progress=meanwhile, cancel=threading.Event())
+
+
+def test_bad_stills_are_found_at_once(tiles: Path, tmp_path: Path) -> None:
+    for name, message in (("nothing", "has no pictures in"), ("loss", "cannot head a column"), ("held out", "column")):
+        with pytest.raises(UsageError, match=message):
+            Training(RECIPE, tiles, tmp_path / "run", device="cpu", stills=(tmp_path / name,))
+    (tmp_path / "a" / "Set" / "HR").mkdir(parents=True)
+    with pytest.raises(UsageError, match="'Set' cannot head a column"):
+        Training(RECIPE, tiles, tmp_path / "run", device="cpu", stills=(tmp_path / "a" / "Set", tmp_path / "b" / "Set"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_tiles_are_seen(tiles: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiles.npy"
+    shutil.copy(tiles, path)
+    shutil.copy(tiles.with_suffix(".json"), path.with_suffix(".json"))
+    with path.open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"x" * 100)
+    with pytest.raises(SourceError, match="its pixels are not those of its index"):
+        train(RECIPE, path, tmp_path / "run")
+    path.write_bytes(b"")
+    with pytest.raises(SourceError, match=r"no tile file \(damaged\); make one with"):
+        train(RECIPE, path, tmp_path / "run")
+    shutil.copy(tiles, path)
+    path.with_suffix(".json").write_text('{"tiles": [{}]}')
+    with pytest.raises(SourceError, match=r"tiles\.json: is not the index of a tile file"):
+        train(RECIPE, path, tmp_path / "run")
 
 
 def test_another_recipe_does_not_touch_a_training(tiles: Path, tmp_path: Path) -> None:
@@ -300,15 +382,38 @@ def test_cancelled_goes_on(tiles: Path, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("name = 'a'\nscale = 2", "stages.*field required"),
-        ("name = 'a'\nscale = 5\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3", "must be 1, 2, 3 or 4"),
+        (
+            "name = 'a'\nscale = 5\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3",
+            "scale = 5.*less than or equal to 4",
+        ),
         ("name = 'a'\nscale = 2\nsped = 2\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3", "sped = 2"),
-        ("name = 'a'\nscale = 2\n[[stages]]\nname = 's'\niterations = 0\nrate = 1e-3", "iterations = 0.*above 0"),
+        (
+            "name = 'a'\nscale = 2\n[[stages]]\nname = 's'\niterations = 0\nrate = 1e-3",
+            "iterations = 0.*greater than or equal to 1",
+        ),
         (
             "name = 'a'\nscale = 2\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3\npatch = 200",
             "at most 128 at x2",
         ),
         ("name = 'a'\nscale = 2\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3\npatch = 20", "multiple of 8"),
         ("name = ", "not a TOML file"),
+        *(
+            (
+                "name = 'a'\nscale = 2\n[network]\n" + line + "\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3",
+                message,
+            )
+            for line, message in (
+                ("depths = []", "network.depths"),
+                ("depths = [0]", "network.depths.0 = 0"),
+                ("heads = 0", "network.heads = 0"),
+                ("heads = 3", "network.heads = 3: must divide network.embed_dim, 32"),
+                ("squeeze_factor = 100", "squeeze_factor = 100: must be at most"),
+                ("compress_ratio = 100", "compress_ratio = 100: must be at most"),
+                ("window_size = 0", "network.window_size = 0"),
+                ("unshuffle = 3", "network.unshuffle = 3"),
+                ("overlap_ratio = -1", "network.overlap_ratio = -1"),
+            )
+        ),
     ],
 )
 def test_bad_recipes(text: str, message: str, tmp_path: Path) -> None:
@@ -321,6 +426,24 @@ def test_bad_recipes(text: str, message: str, tmp_path: Path) -> None:
 def test_values_can_be_changed_from_the_command_line() -> None:
     recipe = load_recipe("smoke", read_changes(["network.embed_dim=16", "stages.1.rate = 0.5", "name=other"]))
     assert (recipe.network.embed_dim, recipe.stages[1].rate, recipe.name) == (16, 0.5, "other")
-    for word, message in (("rate", "KEY=VALUE"), ("stages.7.rate=1", "'7' must be 0 to 1"), ("colour=1", "colour = 1")):
+    for word, message in (
+        ("rate", "KEY=VALUE"),
+        ("stages.7.rate=1", "'7' must be 0 to 1"),
+        ("colour=1", "colour = 1"),
+        ("name.x.y=1", "no such key"),
+        ("seed=1\nscale=3", "must be one KEY=VALUE"),
+        ("scale=true", "scale = True"),
+        ("seed=-1", "seed = -1"),
+        ("clip=-1", "clip = -1"),
+        ("ema=2", "ema = 2"),
+        ("evaluate_every=0", "evaluate_every = 0"),
+        ("teacher_share=5", "teacher_share = 5"),
+        ("stages.0.warmup=-1", "warmup = -1"),
+        ("stages.0.rate=inf", "rate = inf"),
+        ("stages.0.mix={photo=nan}", "photo = nan"),
+        ("stages.0.mix={validation=1}", "is held out"),
+        ("stages.1.name=pretrain", "each must have a name of its own"),
+        ("stages.0.attention_pool=-8", "attention_pool = -8"),
+    ):
         with pytest.raises(OptionError, match=message):
             load_recipe("smoke", read_changes([word]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from hat_video.analysis.clips import ClipResult, ClipScore, evaluate_clip
 from hat_video.analysis.sheet import Sheet
-from hat_video.analysis.stills import StillsResult, evaluate_stills
+from hat_video.analysis.stills import StillsResult, check_stills, evaluate_stills
 from hat_video.analysis.vmaf import HOW_TO_GET_VMAF, find_vmaf
-from hat_video.errors import OutputError, UsageError
+from hat_video.errors import OutputError, SourceError, UsageError
 from hat_video.inference.upscaler import Upscaler
+from hat_video.model.hat import HATConfig
 from hat_video.model.zoo import default_model_name, load_model
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "check_writable", "evaluate"]
 
 _BASELINES = ("bicubic", "lanczos")
 
@@ -127,8 +129,13 @@ def evaluate(
     """
     if not stills and not clips:
         raise UsageError("nothing to evaluate on; give --stills DIR or --clips FILE")
-    if sheet is not None and not sheet.absolute().parent.is_dir():
-        raise OutputError(f"--sheet {sheet}: not a file in an existing folder")
+    if sheet is not None:
+        check_writable("--sheet", sheet)
+    for folder in stills:
+        check_stills(folder, scale)
+    for clip in clips:
+        if not clip.is_file():
+            raise SourceError(f"{clip}: no such file")
     chosen = _labels([*_BASELINES, *(models or [default_model_name(scale)])])
     loaded = {label: load_model(name, scale=scale) for label, name in chosen.items()}
     page = Sheet(scale, crop=crop) if sheet is not None else None
@@ -149,7 +156,7 @@ def evaluate(
         scores[label] = tuple(results)
 
     ffmpeg = find_vmaf() if clips else None
-    windows = {model.config.multiple * scale for model in loaded.values() if model.config is not None}
+    windows = {model.config.multiple * scale for model in loaded.values() if isinstance(model.config, HATConfig)}
     films = []
     for clip in clips:
         for strength in crf:
@@ -171,6 +178,17 @@ def evaluate(
         page.write(sheet)
     notes = (f"VMAF was not measured: {HOW_TO_GET_VMAF}",) if clips and ffmpeg is None else ()
     return Evaluation(scale, {label: model.sha256 for label, model in loaded.items()}, scores, tuple(films), notes)
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Now, and not when all is computed.
+
+    Raises:
+        OutputError: the path is not one of a file in a folder that can be written.
+    """
+    folder = path.absolute().parent
+    if (path.exists() and not path.is_file()) or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OutputError(f"{option} {path}: not a file in an existing folder")
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ class Sheet:
     ) -> None:
         pillow()
         self._scale, self._crop, self._size, self._limit, self._zoom = scale, crop, size, rows, zoom
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[tuple[str, int], _Row] = {}
+        self._shown = Counter[tuple[str, str]]()
 
     def add(self, candidate: str, label: str, low: Tensor, output: Tensor, high: Tensor) -> None:
         """One picture by one candidate; every candidate is to be shown the same pictures.
@@ -80,9 +82,12 @@ class Sheet:
         Raises:
             UsageError: the crop that was asked for lies outside the picture.
         """
-        row = self._rows.get(label)
+        # Two folders, or clips, may have one name: shown again by the same candidate, it is another picture.
+        self._shown[candidate, label] += 1
+        key = (label, self._shown[candidate, label])
+        row = self._rows.get(key)
         if row is None:
-            row = self._rows[label] = self._new_row(label, low, high)
+            row = self._rows[key] = self._new_row(label, low, high)
         mine, theirs = (_cut(picture, row.place) for picture in (output, high))
         decibels = psnr(luma(mine[None]), luma(theirs[None]))
         row.cells[candidate] = (mine, f"{candidate}  {decibels:.2f} dB")
@@ -122,9 +127,12 @@ class Sheet:
         for row, (w, h) in zip(rows, cells, strict=True):
             self._draw(sheet, row, top, w)
             top += h
+        part = path.with_name(path.name + ".part")
         try:
-            sheet.save(path, format="PNG")
+            sheet.save(part, format="PNG")
+            part.replace(path)
         except OSError as error:
+            part.unlink(missing_ok=True)
             raise OutputError(f"--sheet {path}: cannot be written: {error.strerror or error}") from None
 
     def _draw(self, sheet: Any, row: _Row, top: int, width: int) -> None:

@@ -15,7 +15,7 @@ from hat_video.analysis.pictures import read_picture
 from hat_video.errors import SourceError, UsageError
 from hat_video.model.resample import resize
 
-__all__ = ["Look", "StillScore", "StillsResult", "Upscale", "evaluate_stills"]
+__all__ = ["Look", "StillScore", "StillsResult", "Upscale", "check_stills", "evaluate_stills"]
 
 Upscale = Callable[[Tensor], Tensor]
 """(1, 3, H, W) float32 RGB in [0, 1] to (1, 3, scale * H, scale * W): an `Upscaler`, or a network in training."""
@@ -87,9 +87,7 @@ def evaluate_stills(
         SourceError: a picture cannot be read, or is too small, or its two resolutions do not belong together.
         ValueError: `upscale` gives another size.
     """
-    originals = sorted(path for path in (folder / "HR").glob("*") if path.suffix.lower() in _SUFFIXES)[:limit]
-    if not originals:
-        raise UsageError(f"--stills {folder}: has no pictures in {folder / 'HR'} ({', '.join(_SUFFIXES)})")
+    originals = _originals(folder)[:limit]
     scores = []
     for path in originals:
         low, high = _pair(path, folder / f"LR_x{scale}", scale)
@@ -103,6 +101,23 @@ def evaluate_stills(
         likeness = ssim(mine, theirs, border=scale) if with_ssim else math.nan
         scores.append(StillScore(path.stem, psnr(mine, theirs, border=scale), likeness))
     return StillsResult(folder.name, scale, tuple(scores))
+
+
+def check_stills(folder: Path, scale: int) -> None:
+    """Raises what `evaluate_stills` would raise, as far as can be seen without computing anything.
+
+    Raises:
+        UsageError: `folder` is not laid out so, or Pillow is not installed.
+        SourceError: the first of its pictures cannot be used.
+    """
+    _pair(_originals(folder)[0], folder / f"LR_x{scale}", scale)
+
+
+def _originals(folder: Path) -> list[Path]:
+    found = sorted(path for path in (folder / "HR").glob("*") if path.suffix.lower() in _SUFFIXES)
+    if not found:
+        raise UsageError(f"--stills {folder}: has no pictures in {folder / 'HR'} ({', '.join(_SUFFIXES)})")
+    return found
 
 
 def _pair(path: Path, low_folder: Path, scale: int) -> tuple[Tensor, Tensor]:

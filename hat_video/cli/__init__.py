@@ -15,7 +15,7 @@ import typer
 from hat_video.cli.camera import camera_command, devices_command
 from hat_video.cli.inspection import clean_command, doctor_command, models_command, probe_command, verify_command
 from hat_video.cli.models import evaluate_command, export_command, train_command, train_data_command
-from hat_video.cli.say import FAILED, INTERRUPTED, USAGE
+from hat_video.cli.say import FAILED, INTERRUPTED, USAGE, terminable
 from hat_video.cli.upscaling import preview_command, upscale_command
 from hat_video.errors import CancelledError, HatVideoError, UsageError
 
@@ -45,13 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     is_verbose = "-v" in words or "--verbose" in words
     try:
-        code = app(args=words, prog_name="hat-video", standalone_mode=False)
+        with terminable():
+            code = app(args=words, prog_name="hat-video", standalone_mode=False)
     except typer.TyperException as error:
         text = error.format_message() if hasattr(error, "format_message") else str(error)
         print(f"hat-video: {text} Try `hat-video --help`.", file=sys.stderr)
         return USAGE
     except typer.Exit as error:
-        return error.exit_code
+        code = error.exit_code
     except (KeyboardInterrupt, CancelledError, typer.Abort) as error:
         kept = f": {error}" if isinstance(error, CancelledError) else ""
         print(f"hat-video: interrupted{kept}", file=sys.stderr)
@@ -76,4 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         more = "" if is_verbose else "; -v shows where"
         print(f"hat-video: unexpected {type(error).__name__}: {where}{said}{more}", file=sys.stderr)
         return FAILED
+    # Typer keeps Ctrl-C to itself, but for the code.
+    if code == INTERRUPTED:
+        print("hat-video: interrupted", file=sys.stderr)
     return int(code or 0)

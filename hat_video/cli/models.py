@@ -15,12 +15,16 @@ from hat_video.presets import preset_names
 
 __all__ = ["evaluate_command", "export_command", "train_command", "train_data_command"]
 
+# Read by `main`, which is where errors end.
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="print a traceback with an error")]
+
 
 def export_command(
     model: Annotated[str, typer.Argument(help="a model's name, or a HAT checkpoint", metavar="MODEL")],
     onnx: Annotated[Path, typer.Option("--onnx", help="the file to write", metavar="FILE.onnx")],
     scale: Annotated[int | None, typer.Option(help="of a model that comes in several scales")] = None,
     attention_pool: Annotated[str | None, typer.Option(help="global, or box:N; default: the model's own")] = None,
+    verbose: Verbose = False,
 ) -> None:
     """Write a model as ONNX, for other runtimes: any batch, any size."""
     from hat_video.jobs.choices import load_chosen_model
@@ -46,6 +50,7 @@ def train_data_command(
     ] = None,
     vectors: Annotated[int, typer.Option(help="how many drawings to render", min=0)] = 2500,
     jobs: Annotated[int, typer.Option(help="processes", min=1)] = cpu_count(),
+    verbose: Verbose = False,
 ) -> None:
     """Build a training set from packages that anyone can install, and from your own photographs."""
     from hat_video.training.build import build_tiles, choose_packages
@@ -91,6 +96,7 @@ def train_command(
     threads: Annotated[int, typer.Option(help="threads on a CPU; 0 for torch's own choice", min=0)] = 0,
     workers: Annotated[int, typer.Option(help="processes that prepare batches", min=0)] = 0,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print errors only")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train a network; the same command goes on where it stopped. Several processes: torchrun -m hat_video train."""
     from hat_video.training.loop import Training, TrainProgress
@@ -111,7 +117,7 @@ def train_command(
             recipe, tiles, output, device=device, stills=tuple(stills or ()), threads=threads, workers=workers
         )
         training.run(on_progress=show, cancel=cancel)
-    if not quiet:
+    if not quiet and training.rank == 0:
         print(f"{output / 'model.safetensors'}: {recipe.iterations} iterations")
 
 
@@ -143,10 +149,14 @@ def evaluate_command(
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="the network's arithmetic")
     ] = "auto",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the tables only")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure models beside bicubic and Lanczos: on sets of pictures, and on clips made small and compressed."""
-    from hat_video.analysis.evaluation import evaluate
+    from hat_video.analysis.evaluation import check_writable, evaluate
     from hat_video.analysis.sheet import parse_crop
+
+    if json_file is not None:
+        check_writable("--json", json_file)
 
     say = Say("none", quiet, is_verbose=False)
     found = evaluate(

@@ -32,6 +32,7 @@ __all__ = [
     "say_as",
     "tell_report",
     "tell_table",
+    "terminable",
 ]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -153,6 +154,23 @@ def tell_table(report: DirectoryReport, say: Say) -> None:
         frames = f"{clip.frames.get('out', 0):>7} frames" if clip.status != "failed" else " " * 14
         say.result(f"{clip.status:<12} {frames}  {clip.source}")
     say.result(f"{len(report.clips) - len(report.failed)} of {len(report.clips)} clips are done")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Lets SIGTERM end what runs as Ctrl-C does, so that it can put away what it has made."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -55,6 +55,8 @@ def export_onnx(model: Model, path: Path) -> dict[str, Any]:
         raise ModelError(f"{model.name}: has an absolute position embedding and takes pictures of one size only")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: cannot be written: it is a folder or a device, and no file")
     facts = _facts(model, network.config)
     proto = _proto(network)
     onnx.helper.set_model_props(proto, {_METADATA_KEY: json.dumps(facts)})

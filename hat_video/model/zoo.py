@@ -70,15 +70,25 @@ class Model:
 
 _SHIPPED = (
     ModelFacts(
+        "hat-nano-video",
+        (2,),
+        "real footage, quickly on a CPU: compression is not sharpened; the default",
+        324_600,
+        "Apache-2.0",
+        "included",
+        {2: "e127ab2d04d5167b580d2af9e7d105511ed5b4c0ad7ae15bbb7c48134b776b3a"},
+        is_included=True,
+    ),
+    ModelFacts(
         "hat-nano",
         (2, 4),
-        "clean pictures, quickly on a CPU; the default",
+        "clean pictures, quickly on a CPU",
         324_600,
         "Apache-2.0",
         "included",
         {
             2: "c72a0f8ae64b39771a2aec9de6d02431148c5df25b1d11d7f51e9af7d6c034d3",
-            4: "4d013c780ff2349bc1026e2dc6b4cc04ea60dd165ac6e4a380924a2bbbd6bc17",
+            4: "437f3bd047f5a2c6e7d9cf69a9d0247370370ac4802ea5480f67cf1330f437a8",
         },
         is_included=True,
     ),

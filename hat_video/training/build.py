@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib.resources import files
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from PIL import Image
 
-from hat_video.errors import SourceError, UsageError
-from hat_video.training.harvest import PICTURES, VECTORS, Harvest, Task, distance, fingerprint, harvest
+from hat_video.errors import OutputError, SourceError, UsageError
+from hat_video.training.harvest import FINGERPRINT, PICTURES, VECTORS, Harvest, Task, distance, fingerprint, harvest
 from hat_video.training.sources import PACKAGES, Package, fetch
 from hat_video.training.tiles import TILE, TileWriter
 
@@ -98,14 +102,17 @@ def build_tiles(
     if not plan:
         raise UsageError("nothing to build from: name packages with --only, or folders with --images")
     forbidden = _known_evaluation_pictures() + [
-        fingerprint(Image.open(path)) for folder in keep_out for path in _pictures(folder)
+        _fingerprint_of(path) for folder in keep_out for path in _pictures(folder)
     ]
-    report = BuildReport(output)
+    if output.is_dir() or output.with_suffix(".json").is_dir():
+        raise OutputError(f"-o {output}: there is a folder of that name, or of the index's")
+    report, reasons = BuildReport(output), Counter[str]()
     with TileWriter(output) as writer, _pool(jobs) as pool:
         seen: list[bytes] = []
         for source, tasks in plan.items():
             report.files_seen[source] = len(tasks)
             for done, found in enumerate(_in_order(pool, tasks, jobs), 1):
+                reasons[found.why_none or "its like was there already"] += 1
                 if _is_welcome(found, seen, forbidden, report):
                     kept = [record for tile, record in found.tiles if writer.add(tile, record)]
                     report.tiles.update(record.group for record in kept)
@@ -113,22 +120,23 @@ def build_tiles(
                 if on_progress is not None:
                     on_progress(source, done, len(tasks))
         if not writer.records:
-            raise SourceError(f"no tile in {sum(map(len, plan.values()))} files: all are small, blurred, or kept out")
+            told = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
+            raise SourceError(f"no tile in {sum(map(len, plan.values()))} files" + (f" ({told})" if told else ""))
     return report
 
 
 def _is_welcome(found: Harvest, seen: list[bytes], forbidden: Sequence[bytes], report: BuildReport) -> bool:
     if not found.tiles:
         return False
-    if not found.fingerprint:
+    if not found.fingerprints:
         return True
-    if (distance(found.fingerprint, forbidden) <= _EVALUATION_BITS).any():
+    if (distance(found.fingerprints, forbidden) <= _EVALUATION_BITS).any():
         report.kept_out.append(str(found.task.path))
         return False
-    if (distance(found.fingerprint, seen) <= _SAME_PICTURE_BITS).any():
+    if (distance(found.fingerprints, seen) <= _SAME_PICTURE_BITS).any():
         report.duplicates += 1
         return False
-    seen.append(found.fingerprint)
+    seen.append(found.fingerprints[:FINGERPRINT])
     return True
 
 
@@ -161,8 +169,30 @@ def _held_out(tasks: list[Task]) -> list[Task]:
     ]
 
 
+def _fingerprint_of(path: Path) -> bytes:
+    try:
+        return fingerprint(Image.open(path))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SourceError(f"{path}: not a picture that can be read, so it cannot be kept out: {error}") from None
+
+
 def _pool(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("forkserver"))
+    return ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("forkserver"), initializer=_end_with_the_parent
+    )
+
+
+def _end_with_the_parent() -> None:
+    """A worker outlives neither Ctrl-C, which the parent handles, nor the parent's death."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _in_order(pool: ProcessPoolExecutor, tasks: Sequence[Task], jobs: int) -> Iterator[Harvest]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hat_video.errors import OutputError
@@ -48,10 +48,11 @@ def save_tensors(state: Mapping[str, Tensor], path: Path, facts: Mapping[str, ob
     part = path.with_name(path.name + ".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
-        save_file(tensors, part, {METADATA_KEY: json.dumps(dict(facts))})
+        part.write_bytes(save(tensors, {METADATA_KEY: json.dumps(dict(facts))}))
         part.replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error}") from None
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def fold_conv_scale(state: Mapping[str, Tensor], config: HATConfig) -> dict[str, Tensor]:

@@ -15,7 +15,18 @@ from PIL import Image, UnidentifiedImageError
 
 from hat_video.training.tiles import TILE, Pixels, TileRecord
 
-__all__ = ["PICTURES", "VECTORS", "Harvest", "Task", "distance", "fingerprint", "harvest", "sharpness_map"]
+__all__ = [
+    "FINGERPRINT",
+    "PICTURES",
+    "VECTORS",
+    "Harvest",
+    "Task",
+    "distance",
+    "fingerprint",
+    "harvest",
+    "orientations",
+    "sharpness_map",
+]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 VECTORS = (".svg", ".svgz")
@@ -55,8 +66,8 @@ class Harvest:
     """What one file gave."""
 
     task: Task
-    fingerprint: bytes
-    """Of a photograph; empty for vector art, whose white ground makes all alike."""
+    fingerprints: bytes
+    """Of a photograph, see `orientations`; empty for vector art, whose white ground makes all alike."""
     tiles: list[tuple[Pixels, TileRecord]]
     why_none: str = ""
 
@@ -71,22 +82,30 @@ def harvest(task: Task) -> Harvest:
         return Harvest(task, b"", [], f"unreadable: {error}")
 
 
+FINGERPRINT = 32
+"""Bytes of one."""
+
+
 def fingerprint(picture: Image.Image) -> bytes:
     """A 256-bit difference hash: survives resizing and compression. Compare with `distance`."""
     small = np.asarray(picture.convert("L").resize((17, 16), Image.Resampling.BOX), np.int16)
     return np.packbits(small[:, 1:] > small[:, :-1]).tobytes()
 
 
-def distance(one: bytes, others: Sequence[bytes]) -> NDArray[np.int64]:
-    """Bits in which a fingerprint differs from each of the others, of it or its mirror image, whichever is nearer."""
+def orientations(picture: Image.Image) -> bytes:
+    """The fingerprints of a picture as it is, mirrored, upside down and turned: training shows all eight."""
+    small = picture.convert("L").resize((272, 272), Image.Resampling.BOX)
+    return fingerprint(picture) + b"".join(fingerprint(small.transpose(turn)) for turn in Image.Transpose)
+
+
+def distance(mine: bytes, others: Sequence[bytes]) -> NDArray[np.int64]:
+    """Bits in which each of the other fingerprints differs from the one of `mine`, of any number, that is nearest."""
     if not others:
         return np.array([], np.int64)
-    mine = np.unpackbits(np.frombuffer(one, np.uint8)).reshape(16, 16)
-    theirs = np.unpackbits(np.frombuffer(b"".join(others), np.uint8)).reshape(-1, 16, 16)
-    # Mirroring turns every difference around; where two pixels are equal that is a bit or two too many.
-    mirrored = 1 - mine[:, ::-1]
-    nearer: NDArray[np.int64] = np.minimum((theirs != mine).sum((1, 2)), (theirs != mirrored).sum((1, 2)))
-    return nearer
+    ours = np.unpackbits(np.frombuffer(mine, np.uint8)).reshape(-1, 1, 256)
+    theirs = np.unpackbits(np.frombuffer(b"".join(others), np.uint8)).reshape(1, -1, 256)
+    nearest: NDArray[np.int64] = (ours != theirs).sum(2).min(0)
+    return nearest
 
 
 def sharpness_map(picture: Image.Image) -> NDArray[np.float32]:
@@ -118,6 +137,8 @@ def _starts(length: int) -> list[int]:
 
 def _from_photo(task: Task) -> Harvest:
     picture: Image.Image = Image.open(task.path)
+    if picture.mode.startswith(("I", "F")):
+        return Harvest(task, b"", [], f"is of {picture.mode}: 8 bits a channel are read")
     quality = _jpeg_quality(picture)
     if min(picture.size) < TILE:
         return Harvest(task, b"", [], f"{picture.width}x{picture.height} is smaller than a tile")
@@ -136,7 +157,7 @@ def _from_photo(task: Task) -> Harvest:
         if count and (best is None or count > best[0]):
             best = (count, factor, smaller, places)
     if best is None:
-        return Harvest(task, fingerprint(picture), [], "is nowhere sharp")
+        return Harvest(task, orientations(picture), [], "is nowhere sharp")
     _, factor, smaller, places = best
     rng = random.Random(task.path.name)
     rich = [place for place in places if _is_within(place[0], _RICH_DB)]
@@ -145,7 +166,7 @@ def _from_photo(task: Task) -> Harvest:
     rng.shuffle(smooth)
     chosen = rich[:_TILES_A_PHOTO]
     chosen += smooth[: round(len(chosen) * _SMOOTH_SHARE)]
-    return Harvest(task, fingerprint(picture), _cut(task, smaller, factor, chosen))
+    return Harvest(task, orientations(picture), _cut(task, smaller, factor, chosen))
 
 
 def _factors(size: tuple[int, int], quality: float | None) -> list[float]:

@@ -5,12 +5,32 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TrainLog"]
+from hat_video.errors import OutputError, UsageError
 
-_OTHER_COLUMNS = ("stage", "iteration", "loss", "rate", "seconds")
+__all__ = ["OTHER_COLUMNS", "TrainLog", "TrainProgress"]
+
+OTHER_COLUMNS = ("stage", "iteration", "loss", "rate", "seconds")
+"""Those that hold no set's score."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProgress:
+    """Where a training stands."""
+
+    stage: str
+    iteration: int
+    iterations: int
+    loss: float
+    rate: float
+    seconds: float
+    """Of computing, over all sessions."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Y-PSNR by set, when it was just evaluated."""
 
 
 class TrainLog:
@@ -19,30 +39,54 @@ class TrainLog:
     Args:
         folder: of the training.
         iteration: where it goes on; rows beyond it, of a run that was killed, are dropped.
+
+    Raises:
+        UsageError: matplotlib is not installed, or `log.csv` is no log.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:
         self._path, self._curve = folder / "log.csv", folder / "curve.png"
         self._rows: list[dict[str, Any]] = []
+        if find_spec("matplotlib") is None:
+            raise UsageError("the curve of a training is drawn by matplotlib: pip install 'hat-video[train]'")
         if self._path.exists():
-            with self._path.open(encoding="utf-8", newline="") as file:
-                self._rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
+            try:
+                with self._path.open(encoding="utf-8", newline="") as file:
+                    self._rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
+            except (OSError, ValueError, KeyError, TypeError, csv.Error):
+                raise UsageError(f"{self._path}: is no log of a training; remove it") from None
 
-    def add(
-        self, stage: str, iteration: int, loss: float, rate: float, seconds: float, scores: Mapping[str, float]
-    ) -> None:
-        """Writes a row, and draws the curve anew."""
-        row = {"stage": stage, "iteration": iteration, "loss": f"{loss:.6f}", "rate": f"{rate:.3e}"}
-        row |= {"seconds": f"{seconds:.0f}"} | {name: f"{value:.4f}" for name, value in scores.items()}
+    def has(self, iteration: int) -> bool:
+        """Whether there is a row of it."""
+        return any(int(row["iteration"]) == iteration for row in self._rows)
+
+    def add(self, progress: TrainProgress) -> None:
+        """Writes a row, and draws the curve anew.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        row = {"stage": progress.stage, "iteration": progress.iteration, "loss": f"{progress.loss:.6f}"}
+        row |= {"rate": f"{progress.rate:.3e}", "seconds": f"{progress.seconds:.0f}"}
+        row |= {name: f"{value:.4f}" for name, value in progress.scores.items()}
         self._rows.append(row)
+        try:
+            self._write()
+            self._draw()
+        except OSError as error:
+            raise OutputError(f"{self._path.parent}: the log cannot be written: {error.strerror}") from None
+
+    def _write(self) -> None:
         part = self._path.with_suffix(".part")
         names = list(dict.fromkeys(name for row in self._rows for name in row))
-        with part.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, names, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self._rows)
-        part.replace(self._path)
-        self._draw()
+        try:
+            with part.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, names, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self._rows)
+            part.replace(self._path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _draw(self) -> None:
         """Loss and Y-PSNR over iterations."""
@@ -58,7 +102,7 @@ class TrainLog:
         left.set_ylabel("loss")
         right = left.twinx()
         for name in self._rows[0]:
-            if name not in _OTHER_COLUMNS:
+            if name not in OTHER_COLUMNS:
                 values = [float(row.get(name) or "nan") for row in self._rows]
                 right.plot(iterations, values, marker=".", label=name)
         right.set_ylabel("Y-PSNR, dB")

@@ -7,12 +7,14 @@ run in one process; the former ends with the same bits, the latter with the same
 from __future__ import annotations
 
 import copy
+import fcntl
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from hat_video.analysis.metrics import crop_border, luma, psnr
-from hat_video.analysis.stills import evaluate_stills
+from hat_video.analysis.stills import check_stills, evaluate_stills
 from hat_video.errors import CancelledError, ModelError, OutputError, UsageError
 from hat_video.inference.optimize import optimize
 from hat_video.inference.upscaler import choose_device
@@ -34,31 +36,17 @@ from hat_video.model.cnn import CNN
 from hat_video.model.hat import HAT, HATConfig
 from hat_video.training.degrade import VideoDegradation, degrade_bicubic
 from hat_video.training.export import body_of, save_network, save_tensors
-from hat_video.training.log import TrainLog
+from hat_video.training.log import OTHER_COLUMNS, TrainLog, TrainProgress
 from hat_video.training.networks import BranchedCNN, build_network
-from hat_video.training.recipe import Stage, TrainRecipe
+from hat_video.training.recipe import SHOT, Stage, TrainRecipe
 from hat_video.training.tiles import TileSet
 
 __all__ = ["TrainProgress", "Training"]
 
 _TELL_EVERY = 50
-_SHOT = 4
-"""Crops that one encoded shot gives: compressing is what costs."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainProgress:
-    """Where a training stands."""
-
-    stage: str
-    iteration: int
-    iterations: int
-    loss: float
-    rate: float
-    seconds: float
-    """Of computing, over all sessions."""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """Y-PSNR by set, when it was just evaluated."""
+_HELD_OUT = "held out"
+_OF_NO_CONSEQUENCE = ("name", "purpose", "evaluate_every", "save_every_seconds")
+"""Fields of a recipe that leave the weights as they are: they may change from one session to the next."""
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -85,10 +73,10 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
     def _shots(self, stage: Stage, tiles: TileSet, iteration: int) -> tuple[Tensor, Tensor]:
         degradation = VideoDegradation(self._recipe.scale)
         pairs = []
-        for shot in range(self._rank, stage.batch // _SHOT, self._world):
+        for shot in range(self._rank, stage.batch // SHOT, self._world):
             rng = self._rng(iteration, shot)
             picture = torch.from_numpy(tiles.crops(1, tiles.tiles.shape[1], rng)[0])
-            pairs.append(degradation.make(picture, stage.patch, _SHOT, rng))
+            pairs.append(degradation.make(picture, stage.patch, SHOT, rng))
         return torch.cat([hr for hr, _ in pairs]), torch.cat([lr for _, lr in pairs])
 
     def _rng(self, iteration: int, sample: int) -> np.random.Generator:
@@ -151,49 +139,82 @@ class Training:
         if threads:
             torch.set_num_threads(threads)
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if self.world > 1 and device == "cuda":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         self.device = choose_device(device)
+        if self.world > 1 and self.device == torch.device("cuda"):
+            self.device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         for stage in recipe.stages:
-            units = stage.batch // (_SHOT if recipe.degradation == "video" else 1)
-            if units % self.world or not units or (recipe.degradation == "video" and stage.batch % _SHOT):
+            units = stage.batch // (SHOT if recipe.degradation == "video" else 1)
+            if units % self.world:
                 raise UsageError(f"batch {stage.batch}: cannot be shared between {self.world} processes in whole parts")
+        self._check_stills()
         self._tiles = {stage.name: TileSet(tiles, stage.mix, stage.richest_db) for stage in recipe.stages}
+        state = self._read_state()
+        next(iter(self._tiles.values())).check()
         torch.manual_seed(recipe.seed)
         self.network = build_network(recipe.network, recipe.scale)
-        start = self._take_over_body()
+        start = self._take_over_body(state)
         self.network.to(self.device)
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.teacher, teacher = self._load_teacher()
-        # Files are known by what is in them: where they lie may change from one session to the next.
-        self._identity = {
-            "recipe": asdict(recipe) | {"start": start, "teacher": teacher},
+        self._identity: dict[str, Any] = {
+            "recipe": {name: value for name, value in asdict(recipe).items() if name not in _OF_NO_CONSEQUENCE},
+            "start sha256": start,
+            "teacher sha256": teacher,
             "tiles": next(iter(self._tiles.values())).sha256,
         }
         self.iteration = 0
         self.seconds = 0.0
         self._stage_name = ""
+        self._last = (0.0, 0.0)
+        """Loss and rate of the last iterations, for the log."""
         self._optimizer = self._new_optimizer()
+        if state is not None:
+            self._go_on_from(state)
+
+    def _check_stills(self) -> None:
+        """Now, and not at the first evaluation."""
+        names = [folder.name for folder in self.stills]
+        for folder, name in zip(self.stills, names, strict=True):
+            if names.count(name) > 1 or name in (*OTHER_COLUMNS, _HELD_OUT, ""):
+                raise UsageError(f"--stills {folder}: {name!r} cannot head a column of the log; rename the folder")
+            check_stills(folder, self.recipe.scale)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Makes the folder of the training and keeps other processes, but for those of torchrun, out of it."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
-            raise OutputError(f"-o {folder}: cannot be made: {error.strerror}") from None
-        self._load_state()
+            raise OutputError(f"-o {self.folder}: cannot be made: {error.strerror}") from None
+        try:
+            if self.rank == 0:
+                # The kernel lets go of it when the process ends, however it ends.
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise UsageError(f"-o {self.folder}: another training is running in it; give a new folder") from None
+        finally:
+            os.close(handle)
 
     # --- what it starts from
 
-    def _take_over_body(self) -> str:
+    def _take_over_body(self, state: Mapping[str, Any] | None) -> str:
         """`start`: tensors of another checkpoint, where the shapes agree. Returns the sha256 of its file."""
         if not self.recipe.start:
             return ""
         path = Path(self.recipe.start)
+        if state is not None and not path.exists():
+            return str(state["identity"]["start sha256"])  # the state holds all that became of it
         checkpoint = read_checkpoint(path)
         mine = self.network.state_dict()
         theirs = checkpoint.state_dict
         if isinstance(checkpoint.config, HATConfig):
             theirs = body_of(theirs, checkpoint.config)
+        elif isinstance(self.network, BranchedCNN):
+            theirs = self.network.with_branches(theirs)
         fitting = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
-        if not any(name.startswith("layers.") and value.ndim == 4 for name, value in fitting.items()):
+        if not any(name.startswith(("layers.", "body.")) and value.ndim == 4 for name, value in fitting.items()):
             raise ModelError(f"start = {path}: none of its blocks has the shape of this network's")
         self.network.load_state_dict(mine | fitting)
         return checkpoint.sha256
@@ -224,44 +245,74 @@ class Training:
 
     # --- the state on disk
 
-    def _load_state(self) -> None:
-        path = self.folder / "state.pt"
+    @property
+    def _state_path(self) -> Path:
+        return self.folder / "state.pt"
+
+    def _read_state(self) -> dict[str, Any] | None:
+        """What was saved, if anything."""
+        path = self._state_path
         if not path.exists():
-            return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        theirs = state["identity"]
-        # A state of an older version lacks what had no choice then.
-        theirs["recipe"] = asdict(TypeAdapter(TrainRecipe).validate_python(theirs["recipe"]))
-        if theirs != self._identity:
-            differs = [name for name, value in self._identity["recipe"].items() if theirs["recipe"].get(name) != value]  # type: ignore[attr-defined]
-            what = ", ".join(differs) or "tiles"
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            # A state of an older version lacks what had no choice then.
+            theirs = {"name": "", **state["identity"]["recipe"]}
+            theirs = asdict(TypeAdapter(TrainRecipe).validate_python(theirs))
+            state["identity"]["recipe"] = {name: theirs[name] for name in theirs if name not in _OF_NO_CONSEQUENCE}
+        except Exception as error:  # noqa: BLE001 - on damaged bytes torch's reader raises whatever it trips over
+            kind = type(error).__name__
+            raise ModelError(f"{path}: cannot be gone on from ({kind}); remove it to begin anew") from None
+        return state
+
+    def _go_on_from(self, state: Mapping[str, Any]) -> None:
+        mine, theirs = self._identity, state["identity"]
+        differs = [name for name, value in mine["recipe"].items() if theirs["recipe"].get(name) != value]
+        for name in ("start", "teacher"):
+            # The same file at another place, or another one at the same: what became of it is in the state.
+            if name in differs and mine[f"{name} sha256"] == theirs.get(f"{name} sha256"):
+                differs.remove(name)
+        if mine["tiles"] != theirs["tiles"]:
+            differs.append("tiles")
+        if differs:
             raise UsageError(
-                f"-o {self.folder}: holds a training with other {what}; go on with its own, or give a new folder"
+                f"-o {self.folder}: holds a training with other {', '.join(differs)}; go on with its own, or give a new"
+                " folder"
             )
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.seconds, self._stage_name = state["iteration"], state["seconds"], state["stage"]
+        self._last = tuple(state.get("last", self._last))
 
     def save_state(self) -> None:
-        """Writes `state.pt`, whole or not at all."""
+        """Writes `state.pt`, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         if self.rank:
             return
-        path = self.folder / "state.pt"
-        part = path.with_suffix(".part")
-        torch.save(
-            {
-                "identity": self._identity,
-                "network": self.network.state_dict(),
-                "ema": self.ema.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "iteration": self.iteration,
-                "seconds": self.seconds,
-                "stage": self._stage_name,
-            },
-            part,
-        )
-        part.replace(path)
+        part = self._state_path.with_suffix(".part")
+        state = {
+            "identity": self._identity,
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "stage": self._stage_name,
+            "last": self._last,
+        }
+        try:
+            with part.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self._state_path)
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            raise OutputError(f"{self._state_path}: cannot be written: {getattr(error, 'strerror', error)}") from None
 
     # --- the loop
 
@@ -274,8 +325,14 @@ class Training:
 
         Raises:
             CancelledError: `cancel` was set; the state is saved.
-            ModelError: the loss is no longer finite.
+            ModelError: it diverged; what was saved before is kept.
+            UsageError: another process trains in the folder.
+            OutputError: the folder cannot be written.
         """
+        with self._alone():
+            self._run(on_progress, cancel)
+
+    def _run(self, on_progress: Callable[[TrainProgress], None], cancel: threading.Event) -> None:
         recipe = self.recipe
         log = TrainLog(self.folder, self.iteration)
         module = self._shared_out()
@@ -286,6 +343,10 @@ class Training:
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
+        is_evaluated = log.has(self.iteration) and self._model.exists()
+        if self.rank == 0 and self.iteration and self._is_due and not is_evaluated:
+            # It was killed before it could be evaluated.
+            on_progress(self._evaluated(log))
         began = saved = time.monotonic()
         before = self.seconds
         losses: list[Tensor] = []
@@ -295,27 +356,48 @@ class Training:
             losses.append(self._step(module, stage, hr.to(self.device), lr.to(self.device)))
             self.iteration += 1
             self.seconds = before + time.monotonic() - began
-            is_due = self.iteration % recipe.evaluate_every == 0 or self.iteration == recipe.iterations
-            if self.rank == 0 and (is_due or self.iteration % _TELL_EVERY == 0):
-                loss = float(torch.stack(losses).mean())
-                losses.clear()
-                if not math.isfinite(loss):
-                    raise ModelError(
-                        f"the loss is {loss} by iteration {self.iteration}: it diverged; lower rate {stage.rate}"
-                    )
-                scores = self.evaluate() if is_due else {}
-                progress = TrainProgress(
-                    stage.name, self.iteration, recipe.iterations, loss, rate, self.seconds, scores
-                )
-                if is_due:
-                    log.add(stage.name, self.iteration, loss, rate, self.seconds, scores)
-                    self.export(self.folder / "model.safetensors", scores)
-                on_progress(progress)
-            if is_due or time.monotonic() - saved > recipe.save_every_seconds or cancel.is_set():
+            is_told = self._is_due or self.iteration % _TELL_EVERY == 0
+            is_saved = self._is_due or time.monotonic() - saved > recipe.save_every_seconds or cancel.is_set()
+            if self.rank == 0 and (is_told or is_saved):
+                self._last = (self._checked(losses, stage), rate)
+                if is_told:
+                    losses.clear()
+            if is_saved:
                 self.save_state()
                 saved = time.monotonic()
+            if self.rank == 0 and is_told:
+                on_progress(self._evaluated(log) if self._is_due else self._progress())
             if cancel.is_set():
                 raise CancelledError(f"saved at iteration {self.iteration}; the same command goes on from there")
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether this iteration is evaluated."""
+        return self.iteration % self.recipe.evaluate_every == 0 or self.iteration == self.recipe.iterations
+
+    @property
+    def _model(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    def _checked(self, losses: list[Tensor], stage: Stage) -> float:
+        """The mean loss; a training that diverged is not saved over what was good."""
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss) or not all(bool(value.isfinite().all()) for value in self.network.parameters()):
+            raise ModelError(f"it diverged by iteration {self.iteration}, with loss {loss}; lower rate {stage.rate}")
+        return loss
+
+    def _progress(self, scores: Mapping[str, float] | None = None) -> TrainProgress:
+        loss, rate = self._last
+        return TrainProgress(
+            self._stage_name, self.iteration, self.recipe.iterations, loss, rate, self.seconds, scores or {}
+        )
+
+    def _evaluated(self, log: TrainLog) -> TrainProgress:
+        """Evaluates, logs, and writes the model."""
+        progress = self._progress(self.evaluate())
+        log.add(progress)
+        self.export(self._model, progress.scores)
+        return progress
 
     def _shared_out(self) -> nn.Module:
         """The network, with its gradients averaged over the processes that torchrun has started."""
@@ -364,7 +446,7 @@ class Training:
 
     def evaluate(self) -> dict[str, float]:
         """Y-PSNR in dB of the EMA: on held-out tiles, and on the sets that were asked for."""
-        scores = {"held out": self._held_out()}
+        scores = {} if math.isnan(held_out := self._held_out()) else {_HELD_OUT: held_out}
         for folder in self.stills:
             scores[folder.name] = evaluate_stills(self._upscale, folder, self.recipe.scale, with_ssim=False).psnr
         return scores

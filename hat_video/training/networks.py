@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -157,6 +159,15 @@ class BranchedCNN(CNN):
         """One convolution of the body, and its branches."""
         out: Tensor = self.body[number](x) + self.side[number](x) + x
         return out
+
+    def with_branches(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a `folded` network of this shape, as this one has them: the same function."""
+        branched = {name: value.clone() for name, value in state.items()}
+        for number in range(self.config.layers):
+            weight = branched.get(f"body.{number}.weight")
+            if weight is not None and weight.shape[:2] == (self.config.embed_dim,) * 2:
+                weight[:, :, 1, 1] -= torch.eye(self.config.embed_dim)
+        return branched
 
     @torch.no_grad()
     def folded(self) -> CNN:

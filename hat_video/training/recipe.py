@@ -6,18 +6,29 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from hat_video.errors import OptionError
-from hat_video.model.hat import HATConfig
+from hat_video.model.hat import HAT, HATConfig
 from hat_video.presets import read_preset
-from hat_video.training.tiles import TILE
+from hat_video.training.tiles import HELD_OUT, TILE
 
-__all__ = ["NetworkShape", "Stage", "TrainRecipe", "load_recipe", "read_changes"]
+__all__ = ["SHOT", "NetworkShape", "Stage", "TrainRecipe", "load_recipe", "read_changes"]
 
-_STRICT = ConfigDict(extra="forbid", strict=False)
+_STRICT = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
+
+SHOT = 4
+"""Crops that one encoded shot gives: compressing is what costs."""
+
+# Strict, or `true` would be 1.
+_Count = Annotated[int, Field(strict=True, ge=1)]
+_CountOrNone = Annotated[int, Field(strict=True, ge=0)]
+_Positive = Annotated[float, Field(gt=0)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +38,18 @@ class NetworkShape:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     kind: Literal["hat", "cnn", "compact", "rcan"] = "hat"
-    embed_dim: int = 32
+    embed_dim: _Count = 32
     """Channels, of a convolutional network too."""
-    depths: tuple[int, ...] = (2, 2)
+    depths: Annotated[tuple[_Count, ...], Field(min_length=1)] = (2, 2)
     """HABs of each RHAG; of a convolutional network, its layers (`rcan`: its blocks) are their sum."""
-    heads: int = 1
-    window_size: int = 8
-    compress_ratio: int = 1
-    squeeze_factor: int = 8
-    overlap_ratio: float = 0.5
-    mlp_ratio: float = 2.0
-    num_feat: int = 16
-    unshuffle: int = 1
+    heads: _Count = 1
+    window_size: Annotated[int, Field(strict=True, ge=2)] = 8
+    compress_ratio: _Count = 1
+    squeeze_factor: _Count = 8
+    overlap_ratio: _Share = 0.5
+    mlp_ratio: _Positive = 2.0
+    num_feat: _Count = 16
+    unshuffle: Literal[1, 2] = 1
     patch_norm: bool = True
     without: tuple[Literal["cab", "ocab"], ...] = ()
     """For ablations: leaves out what makes it a HAT. Such a network is not for use."""
@@ -70,26 +81,26 @@ class Stage:
 
     name: str
     """`pretrain` and `finetune`, as the paper has them; any name will do."""
-    iterations: int
-    rate: float
+    iterations: _Count
+    rate: _Positive
     """Peak learning rate."""
-    batch: int = 8
-    patch: int = 48
+    batch: _Count = 8
+    patch: _Count = 48
     """Side of the low-resolution crops, in pixels."""
-    warmup: int = 150
-    final_rate: float = 1e-3
+    warmup: _CountOrNone = 150
+    final_rate: _Share = 1e-3
     """Share of the peak at the end of the cosine."""
-    mix: Mapping[str, float] = field(default_factory=lambda: {"photo": 0.85, "vector": 0.15})
+    mix: Mapping[str, _NotNegative] = field(default_factory=lambda: {"photo": 0.85, "vector": 0.15})
     """Share of each group of tiles."""
     richest_db: float = 99.0
     """Only tiles at least this sharp; see `TileRecord.sharpness_db`. 28 leaves the richest half of the photographs."""
     loss: Literal["l1", "l2"] = "l1"
     """Distance to the original: `l1` as the paper has it, or the squared one, which is PSNR's."""
-    frequency: float = 0.0
+    frequency: _NotNegative = 0.0
     """Weight of the L1 distance of the spectra."""
-    luma: float = 0.0
+    luma: _Share = 0.0
     """0..1: share of the distance that is measured on luma alone."""
-    attention_pool: int = 0
+    attention_pool: _CountOrNone = 0
     """`HATConfig.attention_pool` from this stage on; `patch` must be a multiple of it."""
 
 
@@ -100,8 +111,8 @@ class TrainRecipe:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     name: str
-    scale: int
-    stages: tuple[Stage, ...]
+    scale: Annotated[int, Field(strict=True, ge=1, le=4)]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     network: NetworkShape = field(default_factory=NetworkShape)
     degradation: Literal["bicubic", "video"] = "bicubic"
     purpose: str = ""
@@ -110,16 +121,16 @@ class TrainRecipe:
     """A checkpoint whose tensors are taken over where their shapes agree: x4 starts from x2's body."""
     teacher: str = ""
     """A larger HAT checkpoint of the same scale, whose output is half of the target."""
-    teacher_share: float = 0.5
+    teacher_share: _Share = 0.5
     precision: Literal["fp32", "bf16"] = "bf16"
     optimizer: Literal["adam", "adamw"] = "adamw"
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    weight_decay: _NotNegative = 0.0
+    clip: _Positive = 1.0
     """Largest norm of the gradient."""
-    ema: float = 0.999
-    seed: int = 0
-    evaluate_every: int = 2000
-    save_every_seconds: float = 120.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    seed: _CountOrNone = 0
+    evaluate_every: _Count = 2000
+    save_every_seconds: _NotNegative = 120.0
 
     @property
     def iterations(self) -> int:
@@ -147,9 +158,12 @@ def read_changes(words: Sequence[str]) -> dict[str, Any]:
         if not key or not equals:
             raise OptionError(f"--set {word}: must be KEY=VALUE, as in network.embed_dim=48")
         try:
-            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+            table = tomllib.loads(f"value = {value}")
         except tomllib.TOMLDecodeError:
-            changes[key.strip()] = value
+            table = {"value": value}
+        if len(table) > 1:
+            raise OptionError(f"--set {word!r}: must be one KEY=VALUE")
+        changes[key.strip()] = table["value"]
     return changes
 
 
@@ -182,6 +196,8 @@ def _change(table: dict[str, Any], name: str, value: Any) -> None:
     for step in way:
         if isinstance(place, list) and not (step.isdigit() and int(step) < len(place)):
             raise OptionError(f"--set {name}: {step!r} must be 0 to {len(place) - 1}")
+        if not isinstance(place, list | dict):
+            break
         place = place[int(step)] if isinstance(place, list) else place.setdefault(step, {})
     if not isinstance(place, dict):
         raise OptionError(f"--set {name}: no such key")
@@ -189,32 +205,53 @@ def _change(table: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _check(recipe: TrainRecipe, path: Path) -> None:
-    """Ranges that types do not say."""
-    if recipe.scale not in (1, 2, 3, 4):
-        raise OptionError(f"--config {path}: scale = {recipe.scale}: must be 1, 2, 3 or 4")
-    if not recipe.stages:
-        raise OptionError(f"--config {path}: no stages; write at least one [[stages]]")
+    """What one value alone does not say."""
+    names = [stage.name for stage in recipe.stages]
+    if len(set(names)) < len(names):
+        raise OptionError(f"--config {path}: stages {', '.join(names)}: each must have a name of its own")
     for stage in recipe.stages:
-        for name in ("iterations", "batch", "patch", "rate"):
-            if not getattr(stage, name) > 0:
-                raise OptionError(
-                    f"--config {path}: {name} = {getattr(stage, name)} in {stage.name!r}: must be above 0"
-                )
-        if stage.patch * recipe.scale > TILE:
+        _check_stage(recipe, stage, f"--config {path}: stage {stage.name!r}")
+    shape = recipe.network
+    if shape.kind != "hat":
+        return
+    if shape.embed_dim % shape.heads:
+        raise OptionError(
+            f"--config {path}: network.heads = {shape.heads}: must divide network.embed_dim, {shape.embed_dim}"
+        )
+    for name in ("compress_ratio", "squeeze_factor"):
+        if getattr(shape, name) > shape.embed_dim:
             raise OptionError(
-                f"--config {path}: patch = {stage.patch} in {stage.name!r}: must be at most {TILE // recipe.scale} at"
-                f" x{recipe.scale}, since tiles are {TILE} pixels wide"
+                f"--config {path}: network.{name} = {getattr(shape, name)}: must be at most network.embed_dim,"
+                f" {shape.embed_dim}"
             )
-        multiple = recipe.network.window_size * recipe.network.unshuffle
-        if recipe.network.kind == "hat" and stage.patch % multiple:
-            raise OptionError(
-                f"--config {path}: patch = {stage.patch} in {stage.name!r}: must be a multiple of {multiple}"
-            )
-        box = stage.attention_pool
-        if box and (box % recipe.network.window_size or stage.patch // recipe.network.unshuffle % box):
-            raise OptionError(
-                f"--config {path}: attention_pool = {box} in {stage.name!r}: must be a multiple of the window,"
-                f" {recipe.network.window_size}, and patch = {stage.patch} a multiple of it"
-            )
-        if not 0 <= stage.luma <= 1 or stage.frequency < 0:
-            raise OptionError(f"--config {path}: luma must be within 0 and 1, frequency not below 0, in {stage.name!r}")
+    try:
+        # Without memory: only to see whether the layers fit together.
+        with torch.device("meta"):
+            HAT(shape.hat_config(recipe.scale))
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())
+        raise OptionError(f"--config {path}: [network] is of a shape that no HAT has: {reason}") from None
+
+
+def _check_stage(recipe: TrainRecipe, stage: Stage, where: str) -> None:
+    shape, most = recipe.network, TILE // recipe.scale
+    if stage.patch > most:
+        raise OptionError(
+            f"{where}: patch = {stage.patch}: must be at most {most} at x{recipe.scale}, since tiles are {TILE} pixels"
+            " wide"
+        )
+    multiple = shape.window_size * shape.unshuffle
+    if shape.kind == "hat" and stage.patch % multiple:
+        raise OptionError(f"{where}: patch = {stage.patch}: must be a multiple of {multiple}")
+    box = stage.attention_pool
+    if box and (box % shape.window_size or stage.patch // shape.unshuffle % box):
+        raise OptionError(
+            f"{where}: attention_pool = {box}: must be a multiple of the window, {shape.window_size}, and patch ="
+            f" {stage.patch} a multiple of it"
+        )
+    if HELD_OUT in stage.mix:
+        raise OptionError(f"{where}: mix names {HELD_OUT!r}, which is held out; take other groups")
+    if recipe.degradation == "video" and stage.batch % SHOT:
+        raise OptionError(f"{where}: batch = {stage.batch}: must be a multiple of {SHOT}, the crops of a shot of video")
+    if recipe.degradation == "video" and (stage.patch < 16 or stage.patch % 2):
+        raise OptionError(f"{where}: patch = {stage.patch}: must be even and at least 16 for video")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 
 from hat_video.errors import OutputError, SourceError, UsageError
 
-__all__ = ["TILE", "TileRecord", "TileSet", "TileWriter"]
+__all__ = ["HELD_OUT", "TILE", "TileRecord", "TileSet", "TileWriter"]
 
 TILE = 256
 """Side of a tile, in pixels."""
+
+HELD_OUT = "validation"
+"""The group that no batch contains."""
 
 Pixels = NDArray[np.uint8]
 
@@ -29,7 +33,7 @@ class TileRecord:
     """Where a tile is from."""
 
     group: str
-    """`photo`, `vector`, `images` (the user's own) or `validation` (held out)."""
+    """`photo`, `vector`, `images` (the user's own) or `HELD_OUT`."""
     source: str
     """Package or folder."""
     file: str
@@ -68,26 +72,36 @@ class TileWriter:
         if digest in self._seen:
             return False
         self._seen.add(digest)
-        self._file.write(np.ascontiguousarray(tile).data)
+        try:
+            self._file.write(np.ascontiguousarray(tile).data)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from None
         self.records.append(record)
         return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        index = self.path.with_suffix(".json")
+        index_part = index.with_name(index.name + ".part")
         try:
             if kind is None:
                 # numpy leaves room in the header for the first axis to grow.
                 self._file.seek(0)
                 self._write_header()
+                self._file.close()
+                facts = {"tile": TILE, "sha256": _sha256(self._part), "tiles": [asdict(one) for one in self.records]}
+                index_part.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+                # Should a kill fall between the two, the file and its index are seen not to belong together.
+                self._part.replace(self.path)
+                index_part.replace(index)
+        except OSError as failed:
+            raise OutputError(f"{self.path}: cannot be written: {failed.strerror}") from None
         finally:
-            self._file.close()
-        if kind is not None:
+            with suppress(OSError):
+                self._file.close()
             self._part.unlink(missing_ok=True)
-            return
-        index = {"tile": TILE, "sha256": _sha256(self._part), "tiles": [asdict(record) for record in self.records]}
-        self.path.with_suffix(".json").write_text(json.dumps(index) + "\n", encoding="utf-8")
-        self._part.replace(self.path)
+            index_part.unlink(missing_ok=True)
 
     def _write_header(self) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(self.records), TILE, TILE, 3)}
@@ -109,28 +123,41 @@ class TileSet:
 
     Raises:
         SourceError: the file or its index is missing or damaged.
-        UsageError: the mix names a group that is not there.
+        UsageError: the mix names a group that is not there, or the one that is held out.
     """
 
     def __init__(self, path: Path, mix: Mapping[str, float], richest_db: float = math.inf) -> None:
         try:
             index: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             self.tiles: Pixels = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
+            reason = (
+                f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else "damaged"
+            )
             raise SourceError(
-                f"{path}: no tile file; make one with `hat-video train-data -o {path}` ({error})"
+                f"{path}: no tile file ({reason}); make one with `hat-video train-data -o FILE.npy`"
             ) from None
-        records: list[dict[str, Any]] = index["tiles"]
-        if self.tiles.shape != (len(records), TILE, TILE, 3):
+        try:
+            records: list[dict[str, Any]] = index["tiles"]
+            self.sha256 = str(index["sha256"])
+            groups = [str(record["group"]) for record in records]
+            kept = [
+                group == HELD_OUT or float(record["sharpness_db"]) <= richest_db
+                for group, record in zip(groups, records, strict=True)
+            ]
+        except (KeyError, TypeError, ValueError):
+            raise SourceError(f"{path.with_suffix('.json')}: is not the index of a tile file; make both anew") from None
+        if self.tiles.shape != (len(records), TILE, TILE, 3) or self.tiles.dtype != np.uint8:
             raise SourceError(
-                f"{path}: {self.tiles.shape} does not go with {len(records)} tiles in its index; make it anew"
+                f"{path}: {self.tiles.shape} of {self.tiles.dtype} does not go with {len(records)} tiles in its index;"
+                " make it anew"
             )
-        self.sha256: str = index["sha256"]
+        self._path = path
         self._groups: dict[str, NDArray[np.int64]] = {}
-        for name in dict.fromkeys(str(record["group"]) for record in records):
-            self._groups[name] = np.array(
-                [i for i, record in enumerate(records) if record["group"] == name and self._is_kept(record, richest_db)]
-            )
+        for name in dict.fromkeys(groups):
+            self._groups[name] = np.array([i for i in range(len(records)) if groups[i] == name and kept[i]], np.int64)
+        if HELD_OUT in mix:
+            raise UsageError(f"mix {dict(mix)}: {HELD_OUT!r} is held out; take other groups")
         missing = [name for name in mix if not len(self._groups.get(name, ()))]
         if missing or not mix or min(mix.values()) < 0 or sum(mix.values()) <= 0:
             has = ", ".join(f"{name} ({len(members)})" for name, members in self._groups.items())
@@ -138,9 +165,14 @@ class TileSet:
         self._names = list(mix)
         self._shares = np.array([mix[name] for name in self._names]) / sum(mix.values())
 
-    @staticmethod
-    def _is_kept(record: Mapping[str, Any], richest_db: float) -> bool:
-        return record["group"] == "validation" or float(record["sharpness_db"]) <= richest_db
+    def check(self) -> None:
+        """Reads all of the file.
+
+        Raises:
+            SourceError: its pixels are not those that its index was written for.
+        """
+        if _sha256(self._path) != self.sha256:
+            raise SourceError(f"{self._path}: its pixels are not those of its index; make both anew")
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -162,7 +194,7 @@ class TileSet:
 
     def held_out(self, limit: int = 32) -> Pixels:
         """(n, 256, 256, 3): tiles that no batch contains, of photographs that no batch contains."""
-        members = self._groups.get("validation", np.array([], np.int64))
+        members = self._groups.get(HELD_OUT, np.array([], np.int64))
         return np.asarray(self.tiles[members[:: max(1, len(members) // limit)][:limit]])
 
 
