@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, what the package shows, and what it must not need."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import hat_video
+from hat_video.model.zoo import list_models
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hat_video"
@@ -99,3 +101,15 @@ def test_only_one_file_knows_dali() -> None:
     # By no other way than an import, either: a module that names it in a string could load it.
     named = {path.name for path in PACKAGE.rglob("*.py") if "nvidia.dali" in path.read_text(encoding="utf-8")}
     assert named == {"dali_source.py"}
+
+
+def test_the_readme_says_what_was_measured_of_what_is_shipped() -> None:
+    from benchmarks.quality import README, RESULT, readme_with
+
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    text = README.read_text(encoding="utf-8")
+    assert text == readme_with(text, result), "python benchmarks/quality.py"
+    measured = {scale: found["candidates"] for scale, found in result["scores"].items()}
+    for model in list_models():
+        for scale, sha256 in model.sha256.items() if model.is_included else ():
+            assert measured[f"x{scale}"][model.name] == sha256, f"make quality: {model.name} x{scale}"

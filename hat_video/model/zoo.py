@@ -87,7 +87,7 @@ _SHIPPED = (
         "Apache-2.0",
         "included",
         {
-            2: "c72a0f8ae64b39771a2aec9de6d02431148c5df25b1d11d7f51e9af7d6c034d3",
+            2: "2abaaf016d7ac20c83c7a8494a950124228bf35b67815b17b1ae3908012147ab",
             4: "437f3bd047f5a2c6e7d9cf69a9d0247370370ac4802ea5480f67cf1330f437a8",
         },
         is_included=True,
@@ -99,7 +99,7 @@ _SHIPPED = (
         97_878,
         "Apache-2.0",
         "included",
-        {2: "4aff4b324c8c9eccfa29e6425ee2e538dbbbfb25ab296c3980af3e8eab49d1c5"},
+        {2: "14ea8f8f5b1a8f338d08393dd2936b0170a8193c79902b10052db984c71a7d1d"},
         is_included=True,
         is_rung=True,
     ),
