@@ -13,14 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.shapes import HEIGHT, WIDTH, compiled, read_run  # noqa: E402
-from benchmarks.timing import in_turns, machine, versions  # noqa: E402
+from benchmarks.shapes import HEIGHT, WIDTH, read_run, timed  # noqa: E402
+from benchmarks.timing import machine, versions  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "ablations.json"
 BASE = "hat-nano"
@@ -61,12 +60,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     runs = {name: read_run(arguments.runs / name) for name in VARIANTS if (arguments.runs / name / "log.csv").exists()}
-    requests = {name: compiled(shape, 2) for name, (shape, _) in runs.items()}
-    frame = np.random.default_rng(0).random((1, 3, HEIGHT, WIDTH), np.float32)
-    times = in_turns(
-        {name: lambda request=request: request.infer({0: frame}) for name, request in requests.items()},  # type: ignore[misc]
-        arguments.rounds,
-    )
+    times = timed({name: shape for name, (shape, _) in runs.items()}, arguments.rounds)
     rows = {
         name: {
             **runs[name][1],

@@ -14,6 +14,7 @@ import csv
 import json
 import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def compiled(
     hint = {"bf16": "bf16", "fp32": "f32"}[precision]
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
     return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+def timed(shapes: Mapping[str, NetworkShape], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a frame of x2 networks on one thread, all of them in turns."""
+    requests = {name: compiled(shape, 2) for name, shape in shapes.items()}
+    frame = np.random.default_rng(0).random((1, 3, HEIGHT, WIDTH), np.float32)
+    return in_turns(
+        {name: lambda request=request: request.infer({0: frame}) for name, request in requests.items()},  # type: ignore[misc]
+        rounds,
+    )
 
 
 def read_run(folder: Path) -> tuple[NetworkShape, dict[str, Any]]:
@@ -101,13 +112,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     runs = {path.parent.name: read_run(path.parent) for path in sorted(arguments.runs.glob("*/model.safetensors"))}
-    requests = {"yardstick": compiled(YARDSTICK, 2)}
-    requests |= {name: compiled(shape, 2) for name, (shape, _) in runs.items()}
-    frame = np.random.default_rng(0).random((1, 3, HEIGHT, WIDTH), np.float32)
-    times = in_turns(
-        {name: lambda request=request: request.infer({0: frame}) for name, request in requests.items()},  # type: ignore[misc]
-        arguments.rounds,
-    )
+    shapes = {"yardstick": YARDSTICK} | {name: shape for name, (shape, _) in runs.items()}
+    times = timed(shapes, arguments.rounds)
     yardstick = times.pop("yardstick")
     pixels = HEIGHT * WIDTH
     rows = {}

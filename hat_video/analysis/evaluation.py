@@ -22,7 +22,7 @@ from hat_video.inference.upscaler import Upscaler
 from hat_video.model.hat import HATConfig
 from hat_video.model.zoo import default_model_name, load_model
 
-__all__ = ["Evaluation", "check_writable", "evaluate"]
+__all__ = ["Evaluation", "evaluate"]
 
 _BASELINES = ("bicubic", "lanczos")
 
@@ -130,7 +130,7 @@ def evaluate(
     if not stills and not clips:
         raise UsageError("nothing to evaluate on; give --stills DIR or --clips FILE")
     if sheet is not None:
-        check_writable("--sheet", sheet)
+        _check_sheet(sheet)
     for folder in stills:
         check_stills(folder, scale)
     for clip in clips:
@@ -180,15 +180,11 @@ def evaluate(
     return Evaluation(scale, {label: model.sha256 for label, model in loaded.items()}, scores, tuple(films), notes)
 
 
-def check_writable(option: str, path: Path) -> None:
-    """Now, and not when all is computed.
-
-    Raises:
-        OutputError: the path is not one of a file in a folder that can be written.
-    """
+def _check_sheet(path: Path) -> None:
+    """Now, and not when all is computed. A device would be replaced."""
     folder = path.absolute().parent
     if (path.exists() and not path.is_file()) or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OutputError(f"{option} {path}: not a file in an existing folder")
+        raise OutputError(f"--sheet {path}: not a file in an existing folder")
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:

@@ -42,13 +42,12 @@ def read_picture(path: Path) -> Tensor:
     image = pillow().Image
     try:
         with image.open(path) as file:
-            if file.mode.startswith(("I", "F")):
-                raise SourceError(f"{path}: is of {file.mode}; the protocol is for 8 bits a channel, convert it first")
+            mode = file.mode
             rgb = np.array(file.convert("RGB"))
     except image.UnidentifiedImageError:
         raise SourceError(f"{path}: not a picture that can be read: unknown format") from None
     except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
-        if isinstance(error, SourceError):
-            raise
         raise SourceError(f"{path}: not a picture that can be read: {error}") from None
+    if mode.startswith(("I", "F")):
+        raise SourceError(f"{path}: is of {mode}; the protocol is for 8 bits a channel, convert it first")
     return torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255

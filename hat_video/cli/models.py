@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from tqdm import tqdm
 
-from hat_video.cli.say import Say, interruptible
+from hat_video.cli.say import Say, check_report, interruptible
 from hat_video.inference.processors import cpu_count
 from hat_video.presets import preset_names
 
@@ -152,11 +152,10 @@ def evaluate_command(
     verbose: Verbose = False,
 ) -> None:
     """Measure models beside bicubic and Lanczos: on sets of pictures, and on clips made small and compressed."""
-    from hat_video.analysis.evaluation import check_writable, evaluate
+    from hat_video.analysis.evaluation import evaluate
     from hat_video.analysis.sheet import parse_crop
 
-    if json_file is not None:
-        check_writable("--json", json_file)
+    check_report(json_file, "--json")
 
     say = Say("none", quiet, is_verbose=False)
     found = evaluate(

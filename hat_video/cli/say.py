@@ -65,10 +65,10 @@ def say_as(progress: Literal["auto", "bar", "json", "none"], *, is_quiet: bool, 
     return Say(automatic if progress == "auto" else progress, is_quiet, is_verbose)
 
 
-def check_report(path: Path | None) -> None:
-    """Raises `OutputError` where `--report` cannot be written: now, and not after an hour."""
+def check_report(path: Path | None, option: str = "--report") -> None:
+    """Raises `OutputError` where a report cannot be written: now, and not after an hour."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise OutputError(f"--report {path}: not a file in an existing folder")
+        raise OutputError(f"{option} {path}: not a file in an existing folder")
 
 
 class Meter:

@@ -94,8 +94,9 @@ def fingerprint(picture: Image.Image) -> bytes:
 
 def orientations(picture: Image.Image) -> bytes:
     """The fingerprints of a picture as it is, mirrored, upside down and turned: training shows all eight."""
-    small = picture.convert("L").resize((272, 272), Image.Resampling.BOX)
-    return fingerprint(picture) + b"".join(fingerprint(small.transpose(turn)) for turn in Image.Transpose)
+    luma = picture.convert("L")
+    small = luma.resize((272, 272), Image.Resampling.BOX)
+    return fingerprint(luma) + b"".join(fingerprint(small.transpose(turn)) for turn in Image.Transpose)
 
 
 def distance(mine: bytes, others: Sequence[bytes]) -> NDArray[np.int64]:
