@@ -137,12 +137,13 @@ def test_what_changes_no_weights_may_change(tiles: Path, tmp_path: Path) -> None
     assert train(replace(RECIPE, name="b", purpose="c", save_every_seconds=7.0), tiles, tmp_path) == []
 
 
-def test_a_kill_before_the_last_evaluation_is_made_up_for(tiles: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_logged", [False, True])
+def test_a_kill_before_the_last_evaluation_is_made_up_for(is_logged: bool, tiles: Path, tmp_path: Path) -> None:
     told = train(RECIPE, tiles, tmp_path)
     before = weights(tmp_path)
     rows = (tmp_path / "log.csv").read_text().splitlines(keepends=True)
     (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "log.csv").write_text("".join(rows[:-1]))
+    (tmp_path / "log.csv").write_text("".join(rows if is_logged else rows[:-1]))
     again = train(RECIPE, tiles, tmp_path)
     assert [progress.scores for progress in again] == [told[-1].scores]
     assert_same(weights(tmp_path), before)

@@ -61,7 +61,7 @@ class TrainLog:
         return any(int(row["iteration"]) == iteration for row in self._rows)
 
     def add(self, progress: TrainProgress) -> None:
-        """Writes a row, and draws the curve anew.
+        """Writes a row, in place of one of the same iteration, and draws the curve anew.
 
         Raises:
             OutputError: they cannot be written.
@@ -69,7 +69,7 @@ class TrainLog:
         row = {"stage": progress.stage, "iteration": progress.iteration, "loss": f"{progress.loss:.6f}"}
         row |= {"rate": f"{progress.rate:.3e}", "seconds": f"{progress.seconds:.0f}"}
         row |= {name: f"{value:.4f}" for name, value in progress.scores.items()}
-        self._rows.append(row)
+        self._rows = [known for known in self._rows if int(known["iteration"]) != progress.iteration] + [row]
         try:
             self._write()
             self._draw()
