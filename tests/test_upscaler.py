@@ -25,6 +25,7 @@ from hat_video.media.source import open_source
 from hat_video.model.resample import enlarge
 from hat_video.model.zoo import Model, load_model
 from tests.clips import make_clip
+from tests.reference import FP32
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_padding_is_upstreams(nano: Model) -> None:
     assert nano.network is not None
     with torch.inference_mode():
         expected = nano.network(padded)[:, :, :40, :58].clamp(0, 1)
-    assert (Upscaler(nano, precision="fp32")(frame) - expected).abs().max() < 2e-6
+    assert (Upscaler(nano, precision="fp32")(frame) - expected).abs().max() < FP32
 
 
 def test_precisions_agree(nano: Model) -> None:
@@ -143,7 +144,7 @@ def test_a_batch_that_does_not_fit_is_halved(nano: Model) -> None:
 
     handle = upscaler._network("fp32", 0).register_forward_pre_hook(limit)
     limit_frames = 1
-    assert (upscaler(frames) - expected).abs().max() < 2e-6
+    assert (upscaler(frames) - expected).abs().max() < FP32
     limit_frames = 0
     with pytest.raises(OutOfMemoryError, match="--tile 64"):
         upscaler(frames)
