@@ -160,6 +160,9 @@ class _Run:
         self._base = 0
         """Ticks of the first frame that is upscaled; at the outputs it is at 0."""
         self._before: Captured | None = None
+        self._hearing = threading.Lock()
+        """Held while sound is encoded: the capture still hears when the run's thread ends the sound."""
+        self._is_over = False
         self._changes = 0
         self._rungs: list[Rung] = []
         self._loop: LiveLoop | None = None
@@ -278,7 +281,9 @@ class _Run:
         if self._meter.began is None or self._audio is None or packet.pts is None or packet.pts < self._base:
             return
         packet.pts, packet.dts = packet.pts - self._base, None
-        self._fan_out.send(self._audio.feed(packet))
+        with self._hearing:
+            if not self._is_over:
+                self._fan_out.send(self._audio.feed(packet))
 
     # ---- From the thread of the run.
 
@@ -407,8 +412,10 @@ class _Run:
             raise OutputError(ended)
         failed = [f"{one.name}: {one.error or 'is down'}" for one in self._output_figures() if not one.is_up]
         figures = self.figures()
-        if self._audio is not None:
-            self._fan_out.send(self._audio.flush())
+        with self._hearing:
+            self._is_over = True
+            if self._audio is not None:
+                self._fan_out.send(self._audio.flush())
         self._fan_out.send(self._encoder.flush())
         self._fan_out.close()
         spec = self._encoder.spec

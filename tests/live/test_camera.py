@@ -21,6 +21,8 @@ from hat_video import CameraOptions, HatVideoError, LiveFigures, upscale_camera
 from hat_video.cli import main
 from hat_video.errors import ModelError, OptionError, OutputError, SourceError, UsageError
 from hat_video.jobs.camera import CameraEvent, CameraReport
+from hat_video.live.audio_line import AudioLine
+from hat_video.live.packet import LivePacket
 from tests.command import ROOT, start
 from tests.live.cameras import Camera, mute_server
 from tests.live.leftovers import free_port
@@ -74,6 +76,23 @@ def test_every_picture_and_every_sound_keeps_the_cameras_time_while_frames_are_d
     offsets = offsets_in(out, fps=60)
     assert offsets
     assert max(map(abs, offsets)) < 0.07
+
+
+def test_sound_that_is_heard_while_the_run_ends_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The capture goes on until the last packets are written; an encoder that was ended takes nothing more."""
+    flush = AudioLine.flush
+
+    def slow_flush(self: AudioLine) -> list[LivePacket]:
+        ended = flush(self)
+        time.sleep(0.4)  # for a dozen of the camera's packets
+        return ended
+
+    monkeypatch.setattr(AudioLine, "flush", slow_flush)
+    out = tmp_path / "out.mp4"
+    report = run(marked_source("160x96", 15), out, model="bicubic", duration="2", audio="aac")
+    assert report.settings["audio"] == "aac"
+    with av.open(str(out)) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) > 1.5 * 48000
 
 
 def test_frames_are_those_that_a_file_would_get(tmp_path: Path) -> None:
