@@ -42,7 +42,7 @@ class UsageError(HatVideoError, ValueError):
 
 
 class OptionError(HatVideoError, ValueError):
-    """An option's value is not allowed, or the encoder does not know the option."""
+    """An option's value is not allowed, or the encoder does not know the option (the command exits with 2)."""
 
 
 class SourceError(HatVideoError, OSError):

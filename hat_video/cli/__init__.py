@@ -17,7 +17,7 @@ from hat_video.cli.inspection import clean_command, doctor_command, models_comma
 from hat_video.cli.models import evaluate_command, export_command, train_command, train_data_command
 from hat_video.cli.say import FAILED, INTERRUPTED, USAGE, terminable
 from hat_video.cli.upscaling import preview_command, upscale_command
-from hat_video.errors import CancelledError, HatVideoError, UsageError
+from hat_video.errors import CancelledError, HatVideoError, OptionError, UsageError
 
 __all__ = ["main"]
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = f": {error}" if isinstance(error, CancelledError) else ""
         print(f"hat-video: interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
-    except UsageError as error:
+    except (UsageError, OptionError) as error:
         print(f"hat-video: {error}", file=sys.stderr)
         return USAGE
     except BrokenPipeError:

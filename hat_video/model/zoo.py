@@ -71,12 +71,15 @@ class Model:
 _SHIPPED = (
     ModelFacts(
         "hat-nano-video",
-        (2,),
+        (2, 4),
         "real footage, quickly on a CPU: compression is not sharpened; the default",
         324_600,
         "Apache-2.0",
         "included",
-        {2: "e127ab2d04d5167b580d2af9e7d105511ed5b4c0ad7ae15bbb7c48134b776b3a"},
+        {
+            2: "e127ab2d04d5167b580d2af9e7d105511ed5b4c0ad7ae15bbb7c48134b776b3a",
+            4: "0d22340bacbd0f0814ac4dae3a25e6fa74f619cc1a73fa54fa2c022be3ed81d6",
+        },
         is_included=True,
     ),
     ModelFacts(
