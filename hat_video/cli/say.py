@@ -56,7 +56,9 @@ class Say:
 
     def event(self, name: str, facts: dict[str, object]) -> None:
         if self.progress == "json":
-            print(json.dumps({"event": name, **facts}), file=sys.stderr, flush=True)
+            # In one piece: other threads have lines of their own.
+            sys.stderr.write(json.dumps({"event": name, **facts}) + "\n")
+            sys.stderr.flush()
 
 
 def say_as(progress: Literal["auto", "bar", "json", "none"], *, is_quiet: bool, is_verbose: bool) -> Say:

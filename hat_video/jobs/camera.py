@@ -9,11 +9,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from hat_video.errors import OptionError, OutputError, UsageError
+from hat_video.errors import CancelledError, OptionError, OutputError, UsageError
 from hat_video.frames import VideoInfo
 from hat_video.inference.processors import cpu_count
 from hat_video.inference.upscaler import choose_device
@@ -32,6 +32,7 @@ from hat_video.live.meter import Latencies, LiveMeter
 from hat_video.live.outputs import FanOut, OutputEvent, parse_output
 from hat_video.live.page import Page
 from hat_video.live.sources import masked, parse_source
+from hat_video.live.teller import Teller
 from hat_video.media.encoder import EncoderSpec, plan_encoder
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ _GPU_ENCODER = "h264_nvenc"
 _PIXELS_OF_ONE_THREAD = 1280 * 720
 _MOST_EVENTS = 1000
 _TICK_SECONDS = 0.1
+# The first frame of a pipe is taken at once, or something is wrong.
+_FIRST_SECONDS = 0.5
 # A camera that is silent for so long is called again.
 _STALL_SECONDS = 2.0
 
@@ -81,7 +84,7 @@ class CameraReport:
     events: list[CameraEvent] = field(default_factory=list)
     """The newest thousand."""
     failed_outputs: list[str] = field(default_factory=list)
-    """What is wrong with outputs that were down at the end, one line each."""
+    """What is wrong with outputs that did not take all and end properly, one line each."""
 
 
 def upscale_camera(
@@ -102,8 +105,9 @@ def upscale_camera(
             to, `-`, or `vcam:`; none are needed where the options serve a page.
         options: all else.
         stdout_format: of the stream to standard output, `-`: `nut` or `mkv`.
-        on_figures: called once a second, from a thread of its own.
-        on_event: called when something happens, from any thread.
+        on_figures: called once a second.
+        on_event: called when something happens. Both are called from a thread of their own, one after the other; what
+            takes its time misses some, and what raises is called no more.
         cancel: set it to stop; files are finished properly.
 
     Raises:
@@ -111,6 +115,7 @@ def upscale_camera(
         SourceError: the camera cannot be opened, or was lost and `retries` are over.
         OutputError: an output cannot be opened at the start, or the only one is gone for good.
         WorkError: a frame cannot be computed.
+        CancelledError: it was cancelled before the first frame.
     """
     options = options or CameraOptions()
     with ExitStack() as stack:
@@ -157,6 +162,11 @@ class _Run:
         self._meter = LiveMeter()
         self._is_open = threading.Event()
         """Set once the networks are ready for frames."""
+        self._is_gone = threading.Event()
+        """Set once nobody takes frames any more, whatever the reason."""
+        self._why: Literal["enough", "source", "outputs"] | None = None
+        """What ended the run first; None: it goes on, or was stopped."""
+        self._teller = Teller(lambda text: self._log("note", text))
         self._base = 0
         """Ticks of the first frame that is upscaled; at the outputs it is at 0."""
         self._before: Captured | None = None
@@ -172,6 +182,7 @@ class _Run:
         """From the first picture to the last."""
         options = self._options
         box = options.roi_box()
+        stack.enter_context(self._teller)
         self._capture = capture = stack.enter_context(
             Capture(
                 self._camera,
@@ -186,6 +197,7 @@ class _Run:
                 stop=self._stop,
             )
         )
+        stack.callback(self._is_gone.set)
         spec, self._large = self._plan_encoder(capture.info)
         self._audio = self._audio_line(capture)
         self._encoder = encoder = LiveEncoder(spec, self._large, self._audio)
@@ -201,11 +213,10 @@ class _Run:
         self._loop = loop = self._ready_loop(capture)
         stack.enter_context(self._ticking(on_figures))
         self._is_open.set()
-        if self._is_pipe and capture.is_ended and self._before is not None:
-            self._deliver(self._before, None)  # a pipe of a single frame
         loop.run()
         made = self._finish()
-        if capture.error is not None:
+        # A camera that goes while the outputs are finished is nothing to a run that had all it wanted.
+        if capture.error is not None and self._why == "source":
             raise capture.error
         return made
 
@@ -264,18 +275,20 @@ class _Run:
         elif self._is_pipe and before is not None:
             # A camera goes on while the networks are made ready; what comes through a pipe can wait, and is not lost.
             while not self._is_open.wait(_TICK_SECONDS):
-                if self._stop.is_set():
+                if self._stop.is_set() or self._is_gone.is_set():
                     return
-            self._deliver(before, None)
-            self._deliver(captured, before)
+            # Neither the duration nor the latency has begun before the networks were ready.
+            self._deliver(replace(before, arrived=time.monotonic()), None)
+            self._mailbox.wait_empty(_FIRST_SECONDS)
+            self._deliver(replace(captured, arrived=time.monotonic()), before)
 
     def _deliver(self, captured: Captured, before: Captured | None) -> None:
         if self._meter.began is None:
             self._base = captured.ticks
         elif before is not None and self._loop is not None:
             self._loop.ladder.arrived((captured.ticks - before.ticks) * float(LIVE_TIME_BASE))
-        self._meter.came(captured.arrived)
-        self._mailbox.put(replace(captured, ticks=captured.ticks - self._base))
+        if self._mailbox.put(replace(captured, ticks=captured.ticks - self._base)):
+            self._meter.came(captured.arrived)
 
     def _hear(self, packet: Packet[Stream]) -> None:
         if self._meter.began is None or self._audio is None or packet.pts is None or packet.pts < self._base:
@@ -323,9 +336,11 @@ class _Run:
     def _ready_loop(self, capture: Capture) -> LiveLoop:
         """Loads and warms all rungs; the ladder begins where the camera's rate lets it."""
         options, small = self._options, capture.info
-        self._rungs = load_rungs(self._models, options, small, self._large, self._in_flight)
+        self._rungs = load_rungs(self._models, options, small, self._large, self._in_flight, self._stop)
         assert self._before is not None
         measure_costs(self._rungs, self._before.planes, self._in_flight, self._stop)
+        if self._stop.is_set():
+            raise CancelledError("stopped before the first frame")
         most = None if options.max_latency is None else options.max_latency / 1000
         ladder = Ladder(
             [max(rung.cost_seconds, 1e-6) for rung in self._rungs],
@@ -377,9 +392,9 @@ class _Run:
 
     @contextmanager
     def _ticking(self, on_figures: Callable[[LiveFigures], None] | None) -> Iterator[None]:
-        """A thread that watches what ends the run, and tells the figures once a second."""
+        """A thread that watches what ends the run, and has the figures told once a second."""
         over = threading.Event()
-        thread = threading.Thread(target=self._tick, args=(over, on_figures), name="hat-video-figures", daemon=True)
+        thread = threading.Thread(target=self._tick, args=(over, on_figures), name="hat-video-watch", daemon=True)
         thread.start()
         try:
             yield
@@ -391,12 +406,25 @@ class _Run:
         told = time.monotonic()
         while not over.wait(_TICK_SECONDS):
             began, now = self._meter.began, time.monotonic()
-            is_enough = self._duration is not None and began is not None and now - began >= self._duration
-            if is_enough or self._capture.is_ended or self._has_no_taker():
+            self._why = self._why or self._reason(began, now)
+            if self._why == "source" and self._is_pipe and began is None and self._before is not None:
+                # A pipe of a single frame, which waited for a second one.
+                self._deliver(replace(self._before, arrived=now), None)
+            if self._why is not None:
                 self._mailbox.close()
             if on_figures is not None and began is not None and now - told >= 1:
                 told = now
-                on_figures(self.figures())
+                self._teller.tell(on_figures, self.figures())
+
+    def _reason(self, began: float | None, now: float) -> Literal["enough", "source", "outputs"] | None:
+        """What ends the run, if anything but `stop` does."""
+        if self._stop.is_set():
+            return None
+        if self._duration is not None and began is not None and now - began >= self._duration:
+            return "enough"
+        if self._capture.is_ended:
+            return "source"
+        return "outputs" if self._has_no_taker() else None
 
     def _has_no_taker(self) -> bool:
         return self._fan_out.ended is not None
@@ -410,7 +438,8 @@ class _Run:
         ended = self._fan_out.ended
         if ended is not None and not self._stop.is_set():
             raise OutputError(ended)
-        failed = [f"{one.name}: {one.error or 'is down'}" for one in self._output_figures() if not one.is_up]
+        page = None if self._page is None else self._page.output_figures
+        failed = [] if page is None or page.is_up else [f"{page.name}: {page.error or 'is down'}"]
         figures = self.figures()
         with self._hearing:
             self._is_over = True
@@ -437,17 +466,19 @@ class _Run:
                 "on_stall": self._stall_policy(),
             },
             events=list(self._events),
-            failed_outputs=failed,
+            failed_outputs=[*self._fan_out.failed, *failed],
         )
 
     def _tell_output(self, event: OutputEvent) -> None:
         self._tell("output", f"{event.output}: {event.message}")
 
     def _tell(self, kind: str, text: str) -> None:
+        self._teller.tell(self._on_event, self._log(kind, text))
+
+    def _log(self, kind: str, text: str) -> CameraEvent:
         event = CameraEvent(round(time.monotonic() - self._began, 3), kind, masked(text))
         self._events.append(event)
-        if self._on_event is not None:
-            self._on_event(event)
+        return event
 
 
 def _players_format(small: VideoInfo, width: int, height: int) -> str:

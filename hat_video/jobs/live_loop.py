@@ -99,8 +99,9 @@ class LiveLoop:
         self._most_latency = most_latency_seconds
         self._lane = ThreadLane("model", in_flight)
         self._free = threading.Semaphore(in_flight)
-        self.dropped: Counter[str] = Counter()
-        """Frames that were taken and then not upscaled, by reason."""
+        # No key may come later: others read it while it is counted.
+        self.dropped: Counter[str] = Counter(late=0, nonmonotonic=0, stopped=0)
+        """Frames that were not upscaled, by reason; `stopped`: those that waited when the run was stopped."""
         self._last: tuple[tuple[Tensor, ...], int] | None = None
         """The newest picture, and its time."""
         self._last_ticks = -1
@@ -109,14 +110,15 @@ class LiveLoop:
         self._slate: tuple[Tensor, ...] | None = None
 
     def run(self) -> None:
-        """Returns once the mailbox is closed and empty, or `stop` is set.
+        """Returns once the mailbox is closed and empty; or once `stop` is set, and what was begun with is encoded.
 
         Raises:
             WorkError, OutOfMemoryError: see `Upscaler`; and what `encode` raises.
         """
         try:
+            # `stop` ends the frames; those that are on their way are still waited for, by the lane's own end, too.
             with Prefetch(
-                self._submitted(), depth=2 * self._in_flight, stop=self._stop, name="hat-video-dispatch"
+                self._submitted(), depth=2 * self._in_flight, stop=threading.Event(), name="hat-video-dispatch"
             ) as items:
                 for item in items:
                     if item is None:
@@ -124,6 +126,8 @@ class LiveLoop:
                     else:
                         self._finish(*item)
         finally:
+            self._mailbox.close()
+            self.dropped["stopped"] += len(self._mailbox)
             self._lane.close()
 
     def _submitted(self) -> Iterator[tuple[_Work, Ticket[_Done]] | None]:

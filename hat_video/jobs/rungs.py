@@ -74,9 +74,14 @@ def _default_names(scale: int) -> list[str]:
 
 
 def load_rungs(
-    models: Sequence[Model], options: CameraOptions, small: VideoInfo, large: VideoInfo, in_flight: int
+    models: Sequence[Model],
+    options: CameraOptions,
+    small: VideoInfo,
+    large: VideoInfo,
+    in_flight: int,
+    stop: threading.Event,
 ) -> list[Rung]:
-    """The models made ready for the device and for frames of one size.
+    """The models made ready for the device and for frames of one size; those before `stop` is set.
 
     Raises:
         OptionError: a device, a precision or a backend that is not there.
@@ -84,6 +89,8 @@ def load_rungs(
     """
     rungs = []
     for model in models:
+        if stop.is_set():
+            break
         if model.scale != models[0].scale:
             raise ModelError(
                 f"{model.name} is x{model.scale} and {models[0].name} x{models[0].scale}: one size for all"
@@ -113,13 +120,14 @@ def measure_costs(rungs: Sequence[Rung], planes: Sequence[torch.Tensor], in_flig
         for rung in rungs:
             if stop.is_set():
                 return
+            # Whatever is compiled is compiled by this one.
             rung.frames(rung.frames.look(_batch(planes, 0)))
             # Nothing may be taken from the frame before.
             tasks = []
             for number in range(_FRAMES * in_flight):
                 rung.frames.forget()
                 tasks.append(rung.frames.look(_batch(planes, number)))
-            tickets = [lane.submit(partial(_seconds, rung), Given(task)) for task in tasks]
+            tickets = [lane.submit(partial(_seconds, rung, stop), Given(task)) for task in tasks]
             rung.cost_seconds = statistics.median(ticket.wait() for ticket in tickets)
             rung.frames.forget()
             rung.frames.same = rung.frames.pixels = rung.frames.pixels_computed = 0
@@ -127,7 +135,9 @@ def measure_costs(rungs: Sequence[Rung], planes: Sequence[torch.Tensor], in_flig
         lane.close()
 
 
-def _seconds(rung: Rung, task: Task) -> float:
+def _seconds(rung: Rung, stop: threading.Event, task: Task) -> float:
+    if stop.is_set():
+        return 0.0
     began = time.perf_counter()
     made: Upscaled = rung.frames(task)
     rung.frames.settled(made)

@@ -30,18 +30,30 @@ class Mailbox(Generic[T]):
         self.dropped = 0
         """Items that were pushed out."""
 
-    def put(self, item: T) -> None:
-        """Never waits."""
+    def put(self, item: T) -> bool:
+        """Never waits. False once it is closed: then nothing is taken."""
         with self._changed:
+            if self._is_closed:
+                return False
             self.dropped += len(self._items) == self._items.maxlen
             self._items.append(item)
-            self._changed.notify()
+            self._changed.notify_all()
+            return True
+
+    def wait_empty(self, timeout: float) -> bool:
+        """Whether all that was put has been taken, within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._items, timeout)
 
     def take(self, timeout: float) -> T | None:
         """The oldest item that is there; None after `timeout` seconds without one, or once it is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._is_closed, timeout)
-            return self._items.popleft() if self._items else None
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
 
     def close(self) -> None:
         """Nothing comes any more: who waits is let go once the last item is taken."""

@@ -181,7 +181,7 @@ class Output:
         """Why it could not be opened at the start."""
         self._ask_for_key, self._on_event, self._keeps_old = ask_for_key, on_event, keeps_old
         self._queue = PacketQueue(seconds=queue_seconds, size=queue_bytes, keeps_old=keeps_old, ask_for_key=ask_for_key)
-        self._opened, self._is_up, self._has_ended = threading.Event(), False, False
+        self._opened, self._is_up, self._has_ended, self._is_finished = threading.Event(), False, False, False
         self._frames = self._bytes = self._reconnects = 0
         self._error: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"hat-video-output {name}", daemon=True)
@@ -205,6 +205,11 @@ class Output:
     def is_over(self) -> bool:
         """Whether it has ended for good."""
         return self._has_ended
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it took all that it was sent, and ended properly."""
+        return self._is_finished
 
     def start(self) -> None:
         """Begins to open it."""
@@ -254,6 +259,10 @@ class Output:
             session = self._first()
             if session is not None:
                 self._serve(session)
+        except Exception as error:  # noqa: BLE001 - an output without a thread must not look as if it were up
+            self._error = masked(reason_of(error))
+            if not self._opened.is_set():
+                self.failure = OutputError(f"{self.name}: {self._error}")
         finally:
             self._is_up, self._has_ended = False, True
             self._queue.end()
@@ -280,6 +289,10 @@ class Output:
                 self._take(session)
                 session.finish()
                 self._bytes = before + session.bytes
+                if self._queue.is_over:
+                    self._is_finished = True
+                else:
+                    self._error = "was too slow at the end, and the last pictures are not in it"
                 return
             except EndedError as error:
                 session.abandon()

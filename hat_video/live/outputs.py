@@ -256,6 +256,7 @@ class FanOut:
         self._order = _Order()
         self._outputs: list[Output] = []
         self._sinks: list[Sink] = []
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         for plan in self._plans:
@@ -286,6 +287,15 @@ class FanOut:
     def figures(self) -> tuple[OutputFigures, ...]:
         """Of each output, in the order of the plans."""
         return tuple(output.figures for output in self._outputs)
+
+    @property
+    def failed(self) -> list[str]:
+        """What went wrong with outputs that did not end properly, in one line each; once it is closed."""
+        return [
+            f"{output.name}: {output.figures.error if output.join(0) else 'was not finished in time'}"
+            for output in self._outputs
+            if not output.is_finished
+        ]
 
     @property
     def ended(self) -> str | None:
@@ -322,6 +332,9 @@ class FanOut:
     def close(self) -> None:
         """Ends all outputs, within about two seconds; what cannot be ended by then is let go."""
         with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
             self._hand_on(self._order.rest())
             sinks, self._sinks = self._sinks, []
         for sink in sinks:

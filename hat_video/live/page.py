@@ -36,6 +36,7 @@ __all__ = ["Coder", "LiveState", "Page"]
 _SILENCE_SECONDS = 5.0
 _CONNECTIONS = 64
 _START_SECONDS = 10.0
+_CLOSE_SECONDS = 3.0
 
 
 class LiveState(Protocol):
@@ -137,7 +138,7 @@ class Page:
         self._ending.set()
         self.pictures.close()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_CLOSE_SECONDS)
             self._thread = None
         # A large picture may be in the making, and that cannot be broken off at any moment.
         last = self.worker.submit(int) if not self._is_closed else None

@@ -10,11 +10,14 @@ from tests.live.leftovers import nothing_left
 HERE = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Cameras, servers and viewers run as processes against the clock, on machines that others use too.
 
-    A live test that fails is run once more; the summary shows it as RERUN. What fails twice fails.
+    A live test that fails is run once more; the summary shows it as RERUN. What fails twice fails. To find what fails
+    now and then: `-p no:rerunfailures`.
     """
+    if not config.pluginmanager.hasplugin("rerunfailures"):
+        return
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.flaky(reruns=1))
