@@ -15,10 +15,12 @@ import torch
 
 from hat_video.errors import OptionError, SourceError
 from hat_video.frames import FrameBatch, VideoInfo
+from hat_video.jobs.options import encoder_options_of
 from hat_video.media.encoder import SegmentWriter, plan_encoder
 from hat_video.media.probe import nearest_planar, probe
 from hat_video.media.source import open_source
 from tests.clips import make_clip
+from tests.command import upscale
 
 ROTATED = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
 
@@ -223,6 +225,33 @@ def test_lossless_comes_back_bit_for_bit(tmp_path: Path) -> None:
             assert a.info.pixel_format == b.info.pixel_format
             for x, y in zip(a.read(), b.read(), strict=True):
                 assert all(torch.equal(p, q) for p, q in zip(x.planes, y.planes, strict=True))
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p10le"])
+def test_the_lossless_preset_is_lossless(tmp_path: Path, pix_fmt: str) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", codec="ffv1", pix_fmt=pix_fmt, frames=4, audio=())
+    preset, exact = tmp_path / "preset.mkv", tmp_path / "exact.mkv"
+    for output, words in ((preset, ("--config", "lossless")), (exact, ("--encoder", "ffv1"))):
+        assert upscale(clip, "-o", output, "--model", "bicubic", *words, "-q") == 0
+    with open_source(preset) as a, open_source(exact) as b:
+        for x, y in zip(a.read(), b.read(), strict=True):
+            assert all(torch.equal(p, q) for p, q in zip(x.planes, y.planes, strict=True))
+
+
+def test_the_name_of_a_codec_stands_for_its_encoder(tmp_path: Path) -> None:
+    video = probe(make_clip(tmp_path / "clip.mkv", frames=2, audio=())).video
+    for codec, encoder in (("h264", "libx264"), ("hevc", "libx265")):
+        asked, _ = plan_encoder("matroska", video, 64, 48, name=codec)
+        assert asked == plan_encoder("matroska", video, 64, 48, name=encoder)[0]
+        assert asked.name == encoder
+
+
+def test_two_qualities_are_refused(tmp_path: Path) -> None:
+    video = probe(make_clip(tmp_path / "clip.mkv", frames=2, audio=())).video
+    with pytest.raises(OptionError, match="--crf 20: --encoder-option crf="):
+        plan_encoder("matroska", video, 64, 48, crf=20, options={"crf": "10"})
+    with pytest.raises(OptionError, match="--encoder-option tune=film tune=grain: gives a key twice"):
+        encoder_options_of(["tune=film", "tune=grain"])
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,23 @@ def test_interlaced_however_it_was_read(tmp_path: Path, mode: str, words: str) -
     assert any(words.split()[-1] in line for line in found.assumed)
 
 
+def test_a_smaller_picture_is_no_upscaled_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    source, output = pair
+    small = tmp_path / "small.mp4"
+    ffmpeg("-i", output, "-vf", "scale=iw/4:ih/4", "-c:a", "copy", small)
+    found = verify_files(source, small, is_full=False)
+    assert not found.verdict.is_ok
+    assert any("48" in problem or "32" in problem for problem in found.verdict.problems), found.verdict.problems
+
+
+def test_sound_that_begins_late_in_mp4(tmp_path: Path) -> None:
+    """FLAC of 44.1 kHz that begins at 22.99 ms, under pictures whose time base is Matroska's milliseconds."""
+    source, output = tmp_path / "clip.mkv", tmp_path / "out.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=1", "-itsoffset", "0.02299", "-f", "lavfi", "-i",
+           "sine=f=440:r=44100:d=0.9", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "flac", source)  # fmt: skip
+    assert upscale(source, "-o", output, *FAST) == 0
+
+
 def test_a_range(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, output = pair[0], tmp_path / "out.mkv"
     words = ("--start", "0.5", "--duration", "0.8")

@@ -302,6 +302,8 @@ class _Run:
 
     def _plan_encoder(self, small: VideoInfo) -> tuple[EncoderSpec, VideoInfo]:
         options, scale = self._options, self._models[0].scale
+        given = encoder_options_of(options.encoder_option)
+        is_settled = options.crf is not None or not given.keys().isdisjoint(("crf", "cq", "qp"))
         names = [options.encoder] if options.encoder else [*([_GPU_ENCODER] if self._is_on_gpu else []), "libx264"]
         width, height = small.width * scale, small.height * scale
         for name in names:
@@ -312,9 +314,9 @@ class _Run:
                     width,
                     height,
                     name=name,
-                    crf=_CRF.get(name) if options.crf is None else options.crf,
+                    crf=options.crf if is_settled else _CRF.get(name),
                     preset=_PRESET.get(name) if options.preset is None else options.preset,
-                    options={**_PROMPT.get(name, {}), **encoder_options_of(options.encoder_option)},
+                    options={**_PROMPT.get(name, {}), **given},
                     pixel_format=_players_format(small, width, height),
                     threads=1 if width * height <= _PIXELS_OF_ONE_THREAD else cpu_count(),
                 )

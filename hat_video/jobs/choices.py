@@ -89,8 +89,8 @@ def settle_span(options: UpscaleOptions, found: Probe) -> Span | None:
     kept = span.frames(found.index.pts, found.video.time_base)
     if kept.start == kept.stop:
         raise UsageError(
-            f"{found.path}: no frame begins in the {options.duration or 'rest'} s from {options.start or 0};"
-            " give a longer --duration or another --start"
+            f"{found.path}: no frame begins {f'in the {options.duration} s' if options.duration else 'any more'}"
+            f" from {options.start or 0} on; give a longer --duration or an earlier --start"
         )
     return span
 

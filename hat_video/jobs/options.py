@@ -33,7 +33,7 @@ class UpscaleOptions:
 
     # The text beside a type is the option's documentation, and its help on the command line.
     model: Annotated[
-        str | None, "a model's name (hat-video models lists them) or a HAT checkpoint; default: hat-nano"
+        str | None, "a model's name (hat-video models lists them) or a HAT checkpoint; default: hat-nano-video"
     ] = None
     scale: Annotated[Literal[1, 2, 3, 4] | None, "times wider and higher; default: the model's own, else 2"] = None
     size: Annotated[
@@ -153,7 +153,10 @@ def encoder_options_of(items: Sequence[str]) -> dict[str, str]:
     for item in items:
         if "=" not in item or item.startswith("="):
             raise OptionError(f"--encoder-option {item!r}: must be KEY=VALUE, for instance tune=film")
-    return dict(item.split("=", 1) for item in items)
+    options = dict(item.split("=", 1) for item in items)
+    if len(options) < len(items):
+        raise OptionError(f"--encoder-option {' '.join(items)}: gives a key twice; give each once, lists with commas")
+    return options
 
 
 def refuse_idle(options: UpscaleOptions, names: Iterable[str], why: str) -> None:

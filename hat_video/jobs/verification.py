@@ -13,6 +13,7 @@ from hat_video.jobs.choices import settle_span
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import cut_segments
 from hat_video.jobs.sequence import as_film
+from hat_video.jobs.size import shown_size
 from hat_video.media.deinterlace import prepare
 from hat_video.media.hdr import hdr_written_by
 from hat_video.media.opening import Limits
@@ -149,7 +150,10 @@ def _expected(found: Probe, made: Probe, assumed: list[str]) -> VideoInfo:
     before, after = found.video, made.video
     wide, high = after.width / before.width, after.height / before.height
     times = f"x{wide:g}" if wide == high else f"x{wide:.3f} wide, x{high:.3f} high"
-    assumed.append(f"the size, {times}, is what was asked for")
+    # Nothing here makes a picture smaller than it is shown, but for a side that becomes even.
+    is_smaller = any(now + 2 < was for was, now in zip(shown_size(before), shown_size(after), strict=True))
+    if not is_smaller:
+        assumed.append(f"the size, {times}, is what was asked for")
     color = replace(before.color, assumed=())
     if before.pixel_format.kind != "yuv":
         color = after.color
@@ -172,8 +176,8 @@ def _expected(found: Probe, made: Probe, assumed: list[str]) -> VideoInfo:
         before,
         hdr=hdr,
         stereo=stereo,
-        width=after.width,
-        height=after.height,
+        width=before.width if is_smaller else after.width,
+        height=before.height if is_smaller else after.height,
         pixel_format=after.pixel_format,
         color=color,
         sample_aspect_ratio=shape,

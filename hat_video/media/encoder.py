@@ -135,7 +135,7 @@ def plan_encoder(
             container cannot hold.
     """
     name = name or ("libvpx-vp9" if container == "webm" else "libx264")
-    _check_name(name)
+    name = _named(name)
     defaults = _DEFAULTS.get(name, _Defaults(None, None, {}))
     _check_quality(name, defaults, crf, preset, options or {})
     given, planar = choose_format(name, container, source.pixel_format, pixel_format)
@@ -147,7 +147,8 @@ def plan_encoder(
     spec = EncoderSpec(
         name=name,
         pixel_format=given,
-        crf=defaults.crf if crf is None else crf,
+        # FFmpeg's wrappers pass `qp` over where a crf is set.
+        crf=None if "qp" in (options or {}) else defaults.crf if crf is None else crf,
         preset=preset or defaults.preset,
         options=_merged(own, options or {}),
         threads=threads,
@@ -177,13 +178,15 @@ def _of_format(name: str, planar: PixelFormat) -> dict[str, str]:
     return {"auto-alt-ref": "0"} if name == "libvpx" and planar.has_alpha else {}
 
 
-def _check_name(name: str) -> None:
+def _named(name: str) -> str:
+    """The encoder's own name: that of a codec, as h264, stands for FFmpeg's encoder of it."""
     try:
         codec = Codec(name, "w")
     except ValueError:
         codec = None
     if codec is None or codec.type != "video":
         raise OptionError(f"--encoder {name}: no such video encoder; for instance {', '.join(sorted(_DEFAULTS))}")
+    return codec.name
 
 
 def _check_quality(
@@ -195,6 +198,9 @@ def _check_quality(
             raise OptionError(f"--crf {crf}: {name} has no constant quality; leave it out")
         if not lowest <= crf <= highest:
             raise OptionError(f"--crf {crf}: {name} takes {lowest} (best) to {highest}")
+    same = {_CRF_NAME.get(name, "crf"), "qp"} & options.keys()
+    if crf is not None and same:
+        raise OptionError(f"--crf {crf}: --encoder-option {same.pop()}=... says otherwise; give one of the two")
     # libx264 and libx265 complain about these on the terminal, past every log; so they are not asked.
     if name in ("libx264", "libx265") and preset is not None and preset not in _X26_PRESETS:
         raise OptionError(f"--preset {preset}: {name} has {', '.join(_X26_PRESETS)}")

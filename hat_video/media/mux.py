@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["JoinFacts", "SegmentFile", "join"]
 
 _MILLISECOND = Fraction(1, 1000)
+_MOVIE_TICKS = 90_000
 _REDO = "remove it and run again, it is then made anew"
 
 
@@ -184,9 +185,9 @@ class _Film:
         if self._is_isom:
             scale = self._video.time_base.denominator
             options["video_track_timescale"] = str(scale)
-            # Edit lists count in this scale: with the default of 1000 a late start would be off by up to half a
-            # millisecond.
-            options["movie_timescale"] = str(scale * ceil(Fraction(1000, scale)))
+            # Edit lists count in this scale, and FFmpeg rounds them down: one of 1000 would put a late start off by
+            # up to a millisecond.
+            options["movie_timescale"] = str(scale * ceil(Fraction(_MOVIE_TICKS, scale)))
             options["movflags"] = "+faststart"
         path = str(self._part.absolute())
         if int(av.__version__.split(".")[0]) < 19:
