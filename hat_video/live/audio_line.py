@@ -71,7 +71,8 @@ class AudioLine:
 
     After a reconnect the sound may come in another format (`connected`). AAC is made of whatever comes; what was copied
     so far goes on as AAC where the head that the outputs have been given still says the truth, and is left out
-    otherwise.
+    otherwise. Within a connection the format may change from packet to packet: AAC stays what it was, and what is
+    copied says it itself.
 
     Args:
         head: of the source's sound when the run begins.
@@ -86,7 +87,8 @@ class AudioLine:
         self.notes: list[str] = []
         """What does not go as it was asked, one line each."""
         self.dropped = 0
-        """Packets left out: not decodable, of another format than can be told, or before the time that has been."""
+        """Packets left out: not decodable or encodable, of another format than can be told, or before the time that has
+        been."""
         self.action: Literal["copy", "aac"] = mode
         """What is done with the packets."""
         self._head = self._now = head
@@ -138,21 +140,27 @@ class AudioLine:
             if self._head.codec == "aac":
                 data = without_header(data)
             return self._rising([(packet.pts, packet.duration or 0, data)])
-        if self._decoder is None:
-            self._decoder = open_decoder(self._now)
-        try:
-            frames = self._decoder.decode(cast("Packet[AudioStream]", packet))
-        except FFmpegError:
-            self.dropped += 1
-            return []
         made: list[tuple[int, int, bytes]] = []
-        for frame in frames:
-            made += self._encoder.feed(frame, packet.pts if frame.pts is None else frame.pts)
+        try:
+            if self._decoder is None:
+                self._decoder = open_decoder(self._now)
+            for frame in self._decoder.decode(cast("Packet[AudioStream]", packet)):
+                made += self._encoder.feed(frame, packet.pts if frame.pts is None else frame.pts)
+        except (FFmpegError, ValueError):
+            # To the capture, whose thread this is, an error of FFmpeg is a broken connection.
+            self.dropped += 1
+            self._encoder.restart()
         return self._rising(made)
 
     def flush(self) -> list[LivePacket]:
         """What is still held. Nothing can be fed after it."""
-        return [] if self._encoder is None else self._rising(self._encoder.flush())
+        if self._encoder is None:
+            return []
+        try:
+            return self._rising(self._encoder.flush())
+        except (FFmpegError, ValueError):
+            self.dropped += 1
+            return []
 
     def _rising(self, pieces: Iterable[tuple[int, int, bytes]]) -> list[LivePacket]:
         packets = []
@@ -185,19 +193,28 @@ class _AacEncoder:
         self.head = (context.extradata or b"")[:2]
         self._size = context.frame_size or 1024
         self._resampler: AudioResampler | None = None
+        self._taken: tuple[str, str, int] | None = None
+        """Format, layout and rate of the frames that the resampler takes."""
         self._pending: list[np.ndarray] = []
         self._held = 0
         self._start = 0
         self._has_start = False
 
     def restart(self) -> None:
-        """The next frames are of another stream."""
+        """The next frames are of another stream, or follow an error."""
         self._resampler = None
 
     def feed(self, frame: AudioFrame, ticks: int) -> list[tuple[int, int, bytes]]:
-        """One decoded piece; gives (ticks, duration in ticks, data) of each packet."""
-        if self._resampler is None:
+        """One decoded piece, of any format; gives (ticks, duration in ticks, data) of each packet.
+
+        Raises:
+            FFmpegError, ValueError: it cannot be resampled or encoded.
+        """
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if self._resampler is None or kind != self._taken:
+            # A resampler takes one kind of frames only; on television mono, stereo and 5.1 follow each other.
             self._resampler = AudioResampler(self._context.format, self._context.layout, self._rate)
+            self._taken = kind
         frame.pts = None  # else the resampler would fill gaps
         made: list[tuple[int, int, bytes]] = []
         position = round(ticks * LIVE_TIME_BASE * self._rate)
@@ -227,9 +244,10 @@ class _AacEncoder:
         if self._held >= self._size:
             whole = np.concatenate(self._pending, axis=1)
             while whole.shape[1] >= self._size:
-                made += self._encoded(whole[:, : self._size])
-                whole = whole[:, self._size :]
-            self._pending, self._held = [whole], whole.shape[1]
+                full, whole = whole[:, : self._size], whole[:, self._size :]
+                # Before it is encoded: what fails is not tried again.
+                self._pending, self._held = [whole], whole.shape[1]
+                made += self._encoded(full)
         return made
 
     def _pad(self) -> list[tuple[int, int, bytes]]:
@@ -252,10 +270,7 @@ class _AacEncoder:
     def _packets(self, frame: AudioFrame | None) -> list[tuple[int, int, bytes]]:
         unit = Fraction(1, self._rate) / LIVE_TIME_BASE
         duration = round(self._size * unit)
-        try:
-            packets = self.stream.encode(frame)
-        except FFmpegError as error:
-            raise WorkError(f"the sound cannot be encoded: {error.strerror}") from None
+        packets = self.stream.encode(frame)
         return [(round((packet.pts or 0) * unit), duration, bytes(packet)) for packet in packets]
 
 

@@ -111,8 +111,8 @@ class AudioHead:
 
     def __init__(self, stream: AudioStream, first: bytes | None = None) -> None:
         context = stream.codec_context
-        self.codec: str = context.name
-        """FFmpeg's name of it."""
+        self.codec: str = context.codec.canonical_name
+        """FFmpeg's name of it, whatever decoder is used."""
         self.sample_rate: int = context.sample_rate
         self.layout: str = context.layout.name
         self.extradata: bytes | None = bytes(context.extradata) if context.extradata else None
@@ -132,4 +132,4 @@ class AudioHead:
         """Whether packets of `stream` can go on where this one's ended."""
         context = stream.codec_context
         mine = (self.codec, self.sample_rate, self.layout)
-        return (context.name, context.sample_rate, context.layout.name) == mine
+        return (context.codec.canonical_name, context.sample_rate, context.layout.name) == mine

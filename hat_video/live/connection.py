@@ -36,18 +36,29 @@ _POLL_MS = 100
 
 
 class _Pipe:
-    """The reading half of a pipe: what is there as soon as it is there, and no longer wait than `is_due` allows."""
+    """The reading half of a pipe: what is there as soon as it is there, and no longer wait than `is_due` allows.
+
+    An error is raised once, and is the end of it. Some demuxers go on reading, and PyAV, which keeps one error until
+    FFmpeg has returned, prints the traceback of each that comes before that.
+    """
 
     def __init__(self, descriptor: int, is_due: Callable[[], bool]) -> None:
         self._descriptor, self._is_due = descriptor, is_due
+        self._has_failed = False
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN | select.POLLHUP)
 
     def read(self, count: int) -> bytes:
-        while not self._poll.poll(_POLL_MS):
-            if self._is_due():
-                raise TimeoutError("nothing comes")
-        return os.read(self._descriptor, count)
+        if self._has_failed:
+            return b""
+        try:
+            while not self._poll.poll(_POLL_MS):
+                if self._is_due():
+                    raise TimeoutError("nothing comes")
+            return os.read(self._descriptor, count)
+        except OSError:
+            self._has_failed = True
+            raise
 
 
 class Connection:

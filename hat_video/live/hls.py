@@ -13,6 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +82,7 @@ class HlsOutput(Output):
             if self._playlist.exists() and not (self._made.is_there or self._may_replace):
                 raise OutputError("exists; use --overwrite or another -o")
             self._made.prune(older_than=math.inf)  # what a run before has left
+        self._remove_failed()
         self._begins_anew = self._has_begun
         pieces = Pieces(
             self, _PIECE_SECONDS, has_audio=self._streams.audio_template is not None, ask_for_key=self._ask_for_key
@@ -119,9 +121,32 @@ class HlsOutput(Output):
             self._first_number += 1
             self._first_anew += gone.begins_anew
             self._behind.append(gone.name)
-        self._write_playlist(is_over=self._queue.is_over and not self._open)
+        self._write_playlist(is_over=False)
         while len(self._behind) > _KEPT_BEHIND:
             self._playlist.with_name(self._behind.popleft()).unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        try:
+            super()._run()
+        finally:
+            if self._has_begun:
+                self._end_playlist()
+
+    def _end_playlist(self) -> None:
+        """However the run has ended: players ask again and again for a playlist that has no end."""
+        self._remove_failed()
+        try:
+            self._write_playlist(is_over=True)
+        except OSError as error:
+            self._is_finished = False
+            self._end(error)
+
+    def _remove_failed(self) -> None:
+        """Takes away pieces that were never finished: no playlist names them."""
+        for path in self._open:
+            with suppress(OSError):
+                path.unlink()
+        self._open.clear()
 
     def _write_playlist(self, *, is_over: bool) -> None:
         lines = [
@@ -141,5 +166,10 @@ class HlsOutput(Output):
         if is_over:
             lines.append("#EXT-X-ENDLIST")
         part = self._playlist.with_name(f".{self._playlist.name}.{os.getpid()}.part")
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        part.replace(self._playlist)
+        try:
+            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            part.replace(self._playlist)
+        except OSError:
+            with suppress(OSError):
+                part.unlink()
+            raise

@@ -168,13 +168,24 @@ class _Child:
             time.sleep(0.02)
 
     def finish(self) -> None:
-        """Lets it end by itself, and kills it if it does not."""
+        """Lets it end by itself, and kills it if it does not.
+
+        Raises:
+            OutputError: it had to be killed, or failed: what was sent last may not have arrived.
+        """
         with suppress(OSError):
             self.input.close()
         give_up = time.monotonic() + _CLOSE_SECONDS
         while self.process.poll() is None and time.monotonic() < give_up and not self.aborted.wait(0.02):
             pass
+        error = None
+        if self.process.poll() is None:
+            error = OutputError("was not finished in time; the last pictures may not have arrived")
+        elif self.process.returncode:
+            error = self.ended()
         self.kill()
+        if error is not None:
+            raise error
 
     def kill(self) -> None:
         """Ends it at once."""
@@ -226,8 +237,11 @@ class _Pushing:
         """As `Session` has it."""
         try:
             self._muxer.close()
-        finally:
-            self._child.finish()
+        except BaseException:
+            with suppress(OutputError):  # the first error is the reason
+                self._child.finish()
+            raise
+        self._child.finish()
 
     def abandon(self) -> None:
         """As `Session` has it."""

@@ -50,6 +50,8 @@ def main() -> int:
         line += byte
     job = json.loads(line)
     _die_with(int(job["parent"]))
+    # Whoever ends a service as a whole ends our parent too, which ends us when everything has been sent.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "exec" in job:
         try:
             os.execvp(job["exec"][0], job["exec"])

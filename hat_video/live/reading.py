@@ -203,7 +203,7 @@ class Reading:
             run.audio = self._head_of(connection.audio)
 
     def _head_of(self, sound: AudioStream) -> AudioHead | None:
-        name = sound.codec_context.name
+        name = sound.codec_context.codec.canonical_name
         if self._connection.by_arrival:
             return None
         if not (sound.codec_context.sample_rate and sound.codec_context.layout.nb_channels):
@@ -288,7 +288,7 @@ class Reading:
         else:
             pts = clock.at(packet.pts, time_base)
             dts = pts if packet.dts is None else clock.at(packet.dts, time_base)
-        data = bytes(packet)
+        data = whole = bytes(packet)
         if self._has_adts and not is_video:
             data = without_header(data)
         duration = round((packet.duration or 0) * time_base / LIVE_TIME_BASE)
@@ -297,7 +297,8 @@ class Reading:
         if not is_video and run.on_audio is not None and packet.pts is not None:
             ticks = clock.audio(packet.pts, time_base, arrived)
             if ticks is not None:
-                copy: Packet[Any] = Packet(data)
+                # With its head, which says what it is: that may change from packet to packet.
+                copy: Packet[Any] = Packet(whole)
                 copy.time_base, copy.pts, copy.dts, copy.duration = LIVE_TIME_BASE, ticks, ticks, duration
                 copy.is_keyframe = True
                 run.on_audio(copy)

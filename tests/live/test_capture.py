@@ -269,6 +269,18 @@ def test_standard_input_that_falls_silent_can_be_left() -> None:
         watch.wait(lambda: bool(watch.frames))
 
 
+@pytest.mark.parametrize("suffix", ["nut", "mkv"])
+def test_standard_input_that_falls_silent_is_left_without_a_word(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """These demuxers ask once more after an error."""
+    film = make_clip(tmp_path / f"film.{suffix}", width=64, height=48, frames=10, rate=20)
+    with piped(["sh", "-c", f"cat '{film}'; exec sleep 60"]) as watch:
+        watch.wait(lambda: len(watch.frames) > 7)
+    assert watch.capture.error is None
+    assert capfd.readouterr().err == ""
+
+
 def test_standard_input_that_is_no_video() -> None:
     with pytest.raises(SourceError, match=r"standard input: .*no video"), piped(["head", "-c", "100000", "/dev/zero"]):
         pass

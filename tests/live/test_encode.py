@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import av
+import numpy as np
 import pytest
 
+from hat_video import CameraOptions, upscale_camera
+from hat_video.live.audio_line import open_decoder
+from hat_video.live.captured import AudioHead
 from hat_video.live.clock import LIVE_TIME_BASE
 from hat_video.live.encode import AudioLine, LivePacket
 from hat_video.live.muxing import check_container
-from tests.live.feeding import AAC, STEP, head_of, made_encoder, make_sound, packets, picture, sound
+from tests.live.feeding import AAC, STEP, Head, head_of, made_encoder, make_sound, packets, picture, sound
 
 
 def test_each_picture_comes_out_at_once_with_its_time() -> None:
@@ -182,6 +188,109 @@ def test_sound_that_outputs_do_not_expect_is_left_out(tmp_path: Path) -> None:
     assert line.notes[0].endswith("it is left out")
     line.connected(head_of(opus))
     assert rising(made + sound(line, opus, shift=6 * 90_000))
+
+
+def decoded(line: AudioLine, made: list[LivePacket]) -> list[av.AudioFrame]:
+    """What a player hears of AAC, who knows of it what the outputs were told."""
+    context = line.template.codec_context
+    decoder = open_decoder(Head("aac", context.sample_rate, context.layout.name, context.extradata))
+    return [frame for packet in made for frame in decoder.decode(av.Packet(packet.data))]
+
+
+@pytest.mark.parametrize("suffix", ["mp2", "mp3", "ac3", "aac"])
+@pytest.mark.parametrize("promised", ["mono", "stereo"])
+def test_sound_that_changes_within_the_stream_stays_what_was_promised(
+    tmp_path: Path, suffix: str, promised: str
+) -> None:
+    """As on television: other channels or another rate from one packet to the next."""
+    codec = {"mp3": "libmp3lame"}.get(suffix, suffix)
+    kinds = {"mono": (48000, "mono"), "stereo": (48000, "stereo"), "slow": (44100, "stereo")}
+    files = {
+        name: make_sound(tmp_path / f"{name}.{suffix}", 1, codec=codec, rate=rate, layout=layout)
+        for name, (rate, layout) in kinds.items()
+    }
+    first, *others = (promised, *(name for name in kinds if name != promised), promised)
+    line = AudioLine(head_of(files[first]), "aac")
+    made = sound(line, files[first])
+    for number, name in enumerate(others, 1):
+        made += sound(line, files[name], shift=number * 105_000)
+    made += line.flush()
+    assert rising(made)
+    assert line.dropped <= 1, "what the encoder looks back at the start"
+    heard = decoded(line, made)
+    assert {(frame.layout.name, frame.sample_rate) for frame in heard} == {(promised, 48000)}
+    # Four tones of a second, with a little silence between them.
+    loud = [frame for frame in heard if np.abs(frame.to_ndarray()).max() > 0.1]
+    assert 3.9 < sum(frame.samples for frame in loud) / 48000 < 4.7
+
+
+@pytest.mark.parametrize("codec", ["mp2", "libmp3lame", "ac3"])
+def test_sound_is_copied_under_the_name_of_its_codec(tmp_path: Path, codec: str) -> None:
+    """And not under that of the decoder, which for MP3 is mp3float."""
+    tone = make_sound(tmp_path / "tone.mkv", 1, codec=codec)
+    with av.open(str(tone)) as container:
+        head = AudioHead(container.streams.audio[0])
+        assert head.is_like(container.streams.audio[0])
+    line = AudioLine(head, "copy", containers=["matroska"])
+    assert (line.action, line.notes) == ("copy", [])
+
+
+def test_sound_that_cannot_be_mixed_is_left_out(tmp_path: Path) -> None:
+    """Nobody can say which of so many channels is the left one."""
+    odd = make_sound(tmp_path / "odd.nut", 0.5, codec="pcm_s16le", layout="17 channels")
+    with av.open(str(odd)) as container:
+        count = sum(1 for packet in container.demux(audio=0) if packet.size)
+    line = AudioLine(head_of(odd), "aac")
+    assert sound(line, odd) + line.flush() == []
+    assert line.dropped == count > 0
+
+
+def film_whose_sound_changes(path: Path, *tones: Path) -> Path:
+    """A transport stream of one second a tone; the stream's head says what the first one is."""
+    pieces: list[tuple[float, str, av.Packet[Any]]] = []
+    for number, tone in enumerate(tones):
+        with av.open(str(tone)) as source:
+            for packet in source.demux(audio=0):
+                if packet.pts is not None and (at := float(packet.pts * packet.time_base)) < 1:
+                    pieces.append((number + at, "audio", av.Packet(bytes(packet))))
+    with av.open(str(path), "w", format="mpegts") as out:
+        video = out.add_stream("libx264", rate=10, options={"tune": "zerolatency", "g": "5"})
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        head = head_of(tones[0])
+        audio = out.add_stream(head.codec, rate=head.sample_rate)
+        audio.codec_context.layout = head.layout
+        for number in range(10 * len(tones)):
+            frame = av.VideoFrame.from_ndarray(np.full((96, 96), 60 + 5 * number, np.uint8), "yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            pieces += [(number / 10, "video", packet) for packet in video.encode(frame)]
+        for at, kind, packet in sorted(pieces, key=lambda piece: piece[0]):
+            packet.stream = video if kind == "video" else audio
+            packet.time_base, packet.pts, packet.dts = LIVE_TIME_BASE, round(at * 90_000), round(at * 90_000)
+            out.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["aac", "copy"])
+def test_a_run_goes_on_when_its_sound_changes(
+    tmp_path: Path, mode: Literal["aac", "copy"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tones = [make_sound(tmp_path / f"{layout}.mp2", 1, codec="mp2", layout=layout) for layout in ("mono", "stereo")]
+    film = film_whose_sound_changes(tmp_path / "film.ts", *tones, tones[0])
+    out = tmp_path / "out.mkv"
+    with film.open("rb") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        report = upscale_camera("-", [str(out)], CameraOptions(model="bicubic", audio=mode, policy="queue:100"))
+    assert report.settings["audio"] == mode
+    assert report.figures.frames_out == 30
+    assert report.figures.reconnects == 0
+    with av.open(str(out)) as container:
+        layouts = [frame.layout.name for frame in container.decode(audio=0)]
+    # What is copied says in each of its frames what it is.
+    assert [name for name, _ in itertools.groupby(layouts)] == (
+        ["mono"] if mode == "aac" else ["mono", "stereo", "mono"]
+    )
+    # But for what comes before the first picture is ready.
+    assert len(layouts) * (1024 if mode == "aac" else 1152) > 2.5 * 48000
 
 
 def test_time_base() -> None:

@@ -95,7 +95,6 @@ def test_every_frame_is_accounted_for_after_ctrl_c(tmp_path: Path) -> None:
     )
     made = upscale_camera("test:", [str(tmp_path / "out.mkv")], options, cancel=stop, on_figures=figures).figures
     assert seen
-    assert made.dropped["stopped"] > 0
     assert made.frames_in == made.frames_out + sum(made.dropped.values())
     assert pictures_in(tmp_path / "out.mkv") == made.frames_out
 

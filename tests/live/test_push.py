@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 
 from hat_video.errors import OutputError
 from hat_video.live.encode import AudioLine, LiveEncoder
+from hat_video.live.network import _Child
 from hat_video.live.outputs import FanOut, OutputEvent, parse_output
 from tests.command import ROOT
 from tests.live.feeding import RATE, STEP, head_of, made_encoder, make_sound, picture, sound, wait_until
@@ -131,6 +132,7 @@ def test_a_server_gets_pictures_and_sound(url: str, form: str, options: list[str
         figures = outputs.figures[0]
         assert figures.frames == count
         assert figures.dropped == figures.reconnects == 0
+        assert figures.error is None, "a server that goes when we have ended is no error"
     encoder.close()
 
 
@@ -301,16 +303,63 @@ def test_a_server_that_is_killed_and_comes_back(monkeypatch: pytest.MonkeyPatch)
 def test_a_child_that_is_killed_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hat_video.live.output._LONGEST_DELAY", 1.0)
     url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+    events: list[OutputEvent] = []
     encoder = made_encoder()
-    with nothing_left(), opened(encoder, url) as outputs, feeding(encoder, outputs):
+    with nothing_left(), opened(encoder, url, on_event=events.append) as outputs, feeding(encoder, outputs):
         (child,) = children()
         wait_until(lambda: outputs.figures[0].frames > 5)
         os.kill(child, signal.SIGKILL)
         wait_until(lambda: outputs.figures[0].reconnects == 1)
-        assert outputs.figures[0].error == "its process has ended (signal 9)"
+        assert events[0].message == "its process has ended (signal 9)"
         before = outputs.figures[0].frames
         wait_until(lambda: outputs.figures[0].frames > before + 5)
     encoder.close()
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ("exit 0", None),
+        ("echo what goes wrong; exit 3", "what goes wrong"),
+        ("kill -KILL $$", r"its process has ended \(signal 9\)"),
+        ("exec sleep 60", "was not finished in time; the last pictures may not have arrived"),
+    ],
+)
+def test_a_child_that_fails_at_its_end(last: str, said: str | None) -> None:
+    child = _Child({"exec": ["sh", "-c", f"cat >/dev/null; {last}"]}, threading.Event())
+    with nullcontext() if said is None else pytest.raises(OutputError, match=f"^{said}$"):
+        child.finish()
+    assert child.process.poll() is not None
+
+
+def test_a_child_that_hangs_at_the_end_is_told() -> None:
+    url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+    events: list[OutputEvent] = []
+    encoder = made_encoder()
+    with nothing_left(), opened(encoder, url, on_event=events.append) as outputs:
+        with feeding(encoder, outputs):
+            wait_until(lambda: outputs.figures[0].frames > 5)
+        (child,) = children()
+        os.kill(child, signal.SIGSTOP)
+    encoder.close()
+    said = "was not finished in time; the last pictures may not have arrived"
+    assert outputs.figures[0].error == said
+    assert [(event.kind, event.message) for event in events] == [("down", said)]
+
+
+def test_a_service_that_is_ended_as_a_whole_sends_all_it_has() -> None:
+    """A service manager sends SIGTERM to every process of it."""
+    url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+    encoder = made_encoder()
+    with nothing_left(), opened(encoder, url) as outputs, feeding(encoder, outputs):
+        wait_until(lambda: outputs.figures[0].frames > 5)
+        (child,) = children()
+        os.kill(child, signal.SIGTERM)
+        frames = outputs.figures[0].frames
+        wait_until(lambda: outputs.figures[0].frames > frames + 5)
+    encoder.close()
+    assert outputs.figures[0].error is None
+    assert outputs.failed == []
 
 
 def test_nothing_outlives_a_parent_that_is_killed() -> None:
@@ -357,6 +406,7 @@ def test_srt() -> None:
             ):
                 wait_until(lambda: len([line for line in server.lines if line.startswith("0,")]) > 20, 30)
                 assert outputs.figures[0].is_up
+            assert outputs.figures[0].error is None
         finally:
             server.kill()
         assert "srt://" in refused(f"srt://127.0.0.1:{port}?passphrase=geheimgeheim")

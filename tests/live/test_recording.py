@@ -371,7 +371,88 @@ def test_a_playlist_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     with fan_out(encoder, mine, may_replace=True):
         pass
     encoder.close()
-    assert "ENDLIST" in mine.read_text() or "TARGETDURATION" in mine.read_text()
+    assert mine.read_text().endswith("#EXT-X-ENDLIST\n"), "also where there was no picture"
+
+
+def assert_is_whole(path: Path) -> None:
+    """A playlist has an end, and each piece that it names is there and as long as it says."""
+    tags, names = playlist(path)
+    assert tags[-1] == "#EXT-X-ENDLIST"
+    assert names
+    seconds = [float(tag.removeprefix("#EXTINF:").rstrip(",")) for tag in tags if tag.startswith("#EXTINF:")]
+    assert [look(path.with_name(name)).frames for name in names] == [round(each * RATE) for each in seconds]
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_playlist_has_an_end_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    monkeypatch.setattr("hat_video.live.output._FIRST_DELAY", 0.1 if comes_back else 60.0)
+    encoder = made_encoder()
+    folder, away = tmp_path / "hls", tmp_path / "away"
+    with nothing_left():
+        with fan_out(encoder, f"{folder}/") as outputs:
+            until = feeding(encoder, outputs)
+            until(lambda: len(playlist(folder / "live.m3u8")[1]) >= 2)
+            folder.rename(away)
+            until(lambda: not outputs.figures[0].is_up)
+            away.rename(folder)
+            if comes_back:
+                until(lambda: outputs.figures[0].is_up)
+                frames = outputs.figures[0].frames
+                until(lambda: outputs.figures[0].frames > frames + 3 * RATE)
+        assert outputs.figures[0].reconnects == comes_back
+    encoder.close()
+    assert_is_whole(folder / "live.m3u8")
+    assert ("#EXT-X-DISCONTINUITY" in playlist(folder / "live.m3u8")[0]) == comes_back
+
+
+def feeding(encoder: LiveEncoder, outputs: FanOut, *, noise: bool = False) -> Callable[[Callable[[], bool]], None]:
+    """Gives what sends one picture after the other until something is so."""
+    numbers = iter(range(1 << 20))
+
+    def until(is_so: Callable[[], bool]) -> None:
+        give_up = time.monotonic() + 60
+        while not is_so():
+            assert time.monotonic() < give_up, outputs.figures
+            number = next(numbers)
+            outputs.send(encoder.encode(picture(number, noise=noise), number * STEP, time.monotonic()))
+            time.sleep(0.002)
+
+    return until
+
+
+def test_a_playlist_on_a_disk_that_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hat_video.live.output._LONGEST_DELAY", 0.5)
+    encoder = made_encoder(crf=0, preset="ultrafast")
+    with disk(tmp_path / "disk", 4 << 20) as place, nothing_left():
+        filler = place / "filler"
+        filler.write_bytes(bytes(3 << 20))
+        folder = place / "hls"
+        with fan_out(encoder, f"{folder}/") as outputs:
+            until = feeding(encoder, outputs, noise=True)
+            until(lambda: not outputs.figures[0].is_up)
+            assert "No space left on device" in str(outputs.figures[0].error)
+            filler.unlink()
+            until(lambda: outputs.figures[0].is_up)
+            filled = outputs.figures[0].frames
+            until(lambda: outputs.figures[0].frames > filled + 20)
+        assert_is_whole(folder / "live.m3u8")
+        _, names = playlist(folder / "live.m3u8")
+        assert {path.name for path in folder.glob("*.ts")} == set(names), "what has failed is taken away"
+    encoder.close()
+
+
+def test_a_playlist_that_is_given_up_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hat_video.live.outputs._CLOSE_SECONDS", 0.0)
+    encoder = made_encoder()
+    made = [packet for batch in packets(encoder, range(100 * RATE)) for packet in batch]
+    with nothing_left(), fan_out(encoder, f"{tmp_path}/hls/") as outputs:
+        outputs.send(made)
+        wait_until(lambda: outputs.figures[0].frames > 0)
+    encoder.close()
+    assert outputs.figures[0].dropped > 0
+    assert_is_whole(tmp_path / "hls" / "live.m3u8")
 
 
 class Piped:
