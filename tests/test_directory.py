@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from hat_video.errors import OutputError, SourceError, UsageError
-from hat_video.jobs.directory import plan_clips
+from hat_video.errors import OptionError, OutputError, SourceError, UsageError
+from hat_video.jobs.directory import plan_clips, upscale_directory
+from hat_video.jobs.file import upscale_file
+from hat_video.jobs.options import UpscaleOptions
 from tests.clips import make_clip
-from tests.command import upscale
+from tests.command import tree, upscale
 
 FAST = ("--model", "bicubic", "--scale", "2")
 
@@ -62,9 +64,11 @@ def test_own_products_are_no_input(shelf: Path) -> None:
 
 
 def test_refusals(tmp_path: Path, shelf: Path) -> None:
-    (shelf / "b.mkv").write_bytes(b"x")
-    with pytest.raises(UsageError, match=r"b\.(avi|mkv) and .*b\.(avi|mkv) would both become"):
-        plan_clips([shelf], None, "x2")
+    for name in ("one", "two"):
+        (tmp_path / name / "in").mkdir(parents=True)
+        (tmp_path / name / "in" / "a.mp4").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"a\.mp4 and .*a\.mp4 would both become"):
+        plan_clips([tmp_path / "one" / "in", tmp_path / "two" / "in"], tmp_path / "all", "x2")
     with pytest.raises(SourceError, match="no such file"):
         plan_clips([tmp_path / "missing.mp4"], None, "x2")
     with pytest.raises(OutputError, match="the input folder itself"):
@@ -76,6 +80,75 @@ def test_refusals(tmp_path: Path, shelf: Path) -> None:
     (empty / "readme.txt").write_bytes(b"x")
     with pytest.raises(SourceError, match="no video in this directory; 1 other"):
         plan_clips([empty], None, "x2")
+    for name in ("a_x2.mp4", "b_x2.mkv"):
+        (empty / name).write_bytes(b"made before")
+        (empty / ".hat-video" / name).mkdir(parents=True)
+        (empty / ".hat-video" / name / "receipt.json").write_bytes(b"{}")
+    with pytest.raises(SourceError, match="1 other files were passed over, and 2 videos that hat-video made"):
+        plan_clips([empty], None, "x2")
+
+
+def test_clips_of_one_name_are_told_apart(tmp_path: Path, shelf: Path) -> None:
+    for name in ("b.mkv", "b.ts"):
+        (shelf / name).write_bytes(b"x")
+    names = ["a.mp4", "b.avi.mkv", "b.mkv", "b.ts.mkv", "deep/c.webm"]
+    assert outputs([shelf], None) == [tmp_path / "shelf_x2" / name for name in names]
+    given = [shelf / name for name in ("b.avi", "b.mkv", "b.ts")]
+    assert outputs(given, None) == [shelf / name for name in ("b.avi_x2.mkv", "b_x2.mkv", "b.ts_x2.mkv")]
+    assert outputs(given[::2], tmp_path / "all") == [tmp_path / "all" / f"{path.name}_x2.mkv" for path in given[::2]]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--encoder", "nope"), "--encoder nope"),
+        (("--crf", "99"), "--crf 99"),
+        (("--preset", "warp"), "--preset warp"),
+        (("--encoder-option", "nope=1"), "nope=1: unknown to libx264"),
+        (("--pixel-format", "nope"), "--pixel-format nope"),
+        (("--device", "cuda:77"), "--device cuda:77"),
+        (("--rate", "24"), "--rate 24"),
+        (("--trace", "missing/trace.json"), "--trace missing/trace.json"),
+    ],
+)
+def test_a_wrong_option_is_refused_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], line: str
+) -> None:
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    for name in ("a.mp4", "b.mkv"):
+        make_clip(shelf / name, frames=4)
+    assert upscale(shelf, *FAST, *words) == 2
+    out, err = capsys.readouterr()
+    (said,) = err.splitlines()
+    assert line in said
+    assert out == ""
+    assert not (tmp_path / "shelf_x2").exists()
+
+
+def test_a_trace_is_looked_at_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "shelf").mkdir()
+    clip = make_clip(tmp_path / "shelf" / "a.mp4", frames=4)
+    for trace in (tmp_path, tmp_path / "missing" / "trace.json", tmp_path / ("n" * 300)):
+        options = UpscaleOptions(model="bicubic", trace=trace)
+        for work in (upscale_file, upscale_directory):
+            with pytest.raises(OptionError, match="--trace"):
+                work(clip if work is upscale_file else clip.parent, tmp_path / "made" / "x", options)
+    assert tree(tmp_path) == {"shelf", "shelf/a.mp4"}
+
+
+def test_what_depends_on_the_clip_stays_with_the_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    make_clip(shelf / "large.mp4", width=160, height=120, frames=4)
+    make_clip(shelf / "long.mp4", frames=40)
+    make_clip(shelf / "short.mp4", frames=4)
+    assert upscale(shelf, "--model", "bicubic", "--size", "96p", "--start", "0.5") == 1
+    out, err = capsys.readouterr()
+    assert "1 of 3 clips are done" in out
+    assert len([text for text in err.splitlines() if text.startswith("hat-video: ")]) == 2
+    assert upscale(shelf, *FAST, "--encoder", "libvpx-vp9", "--start", "0.5", "-o", tmp_path / "out") == 1
+    assert "1 of 3" in capsys.readouterr().out
 
 
 def test_a_bad_clip_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

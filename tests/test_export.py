@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -49,12 +51,22 @@ def test_another_runtime_computes_the_same_at_any_size(pool: int, tmp_path: Path
     assert np.abs(compiled(frames.numpy())[0] - network(frames).numpy()).max() < 1e-4
 
 
-def test_what_cannot_be_exported_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_exported_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["export", "bicubic", "--scale", "2", "--onnx", str(tmp_path / "a.onnx")]) == 2
     assert "is a resampler and no network" in capsys.readouterr().err
     assert main(["export", "hat-nano", "--scale", "2", "--onnx", str(tmp_path / "no" / "a.onnx")]) != 0
     assert "cannot be written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        # A file system that is read-only does not even let a missing file be removed.
+        refusal = OSError(errno.EROFS, "Read-only file system")
+        patch.setattr(Path, "write_bytes", Mock(side_effect=refusal))
+        patch.setattr(Path, "unlink", Mock(side_effect=refusal))
+        assert main(["export", "hat-pico", "--scale", "2", "--onnx", str(tmp_path / "a.onnx")]) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == f"hat-video: {tmp_path / 'a.onnx'}: cannot be written: Read-only file system"
     config = replace(TINY, ape_size=8)
     model = replace(load_model("hat-nano", scale=2), network=HAT(config), config=config)
     with pytest.raises(ModelError, match="one size only"):

@@ -158,11 +158,16 @@ def kept(clip: Path, tmp_path: Path) -> Path:
     return output
 
 
-def test_a_missing_segment_is_named(clip: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_segment_is_made_again(
+    clip: Path, kept: Path, whole: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     (victim,) = work_of(kept).rglob("seg-00002.*.mkv")
     victim.unlink()
-    assert upscale(clip, "-o", kept, *FAST) == 1
-    assert victim.name in capsys.readouterr().err
+    assert upscale(clip, "-o", kept, *FAST) == 0
+    said = capsys.readouterr().err
+    assert "segment 2 is made again" in said
+    assert victim.name in said
+    assert kept.read_bytes() == whole
 
 
 def test_a_record_that_is_gone_is_made_again(clip: Path, kept: Path, whole: bytes) -> None:
@@ -173,13 +178,27 @@ def test_a_record_that_is_gone_is_made_again(clip: Path, kept: Path, whole: byte
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"key": "other"}', b"\xff" * 100])
-def test_a_damaged_record_is_named(clip: Path, kept: Path, text: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_segment_with_a_damaged_record_is_made_again(
+    clip: Path, kept: Path, whole: bytes, text: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     (victim,) = work_of(kept).rglob("seg-00001.json")
     victim.write_bytes(text)
+    assert upscale(clip, "-o", kept, *FAST) == 0
+    said = capsys.readouterr().err
+    assert "segment 1 is made again" in said
+    assert victim.name in said
+    assert kept.read_bytes() == whole
+
+
+def test_a_segment_that_cannot_be_taken_back_is_named(
+    clip: Path, kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (victim,) = work_of(kept).rglob("seg-00001.json")
+    victim.unlink()
+    victim.mkdir()
     assert upscale(clip, "-o", kept, *FAST) == 1
-    error = capsys.readouterr().err
-    assert victim.name in error
-    assert "clean" in error
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{victim}: cannot be removed" in said
 
 
 def test_a_foreign_manifest_is_not_believed(clip: Path, kept: Path, whole: bytes) -> None:

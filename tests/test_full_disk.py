@@ -103,6 +103,56 @@ def test_full_disk_at_the_very_end(clip: Path, whole: bytes, disk: Path, capsys:
     assert set(codes) == {0, 1}, "the disk was too small or too large for this test"
 
 
+def test_what_is_committed_is_not_asked_for_again(clip: Path, whole: bytes, disk: Path) -> None:
+    """A lossless run whose segments took most of the disk: the rest and the film fit, two whole films more do not."""
+    lossless = ("--crf", "0")
+    output = disk / "out.mp4"
+    assert upscale(clip, "-o", output, *WORDS, *lossless, "--keep-work", "-q") == 0
+    film = output.read_bytes()
+    output.unlink()
+    (disk / ".hat-video" / "out.mp4" / "receipt.json").unlink()
+    last = max(disk.rglob("seg-*.json"))
+    last.unlink()
+    for victim in disk.rglob(f"{last.stem}.*.mkv"):
+        victim.unlink()
+    leave_free(disk, int(1.4 * len(film)))
+    assert upscale(clip, "-o", output, *WORDS, *lossless, "-q") == 0
+    assert output.read_bytes() == film
+
+
+def test_what_a_killed_join_left_is_written_over(clip: Path, whole: bytes, disk: Path) -> None:
+    output = disk / "out.mp4"
+    assert upscale(clip, "-o", output, *WORDS, "--keep-work", "-q") == 0
+    output.rename(disk / "out.mp4.part")
+    leave_free(disk, 64 << 10)
+    assert upscale(clip, "-o", output, *WORDS, "-q") == 0
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("full", "cure"), [("work", "--work-dir"), ("output", "-o")])
+def test_both_disks_are_looked_at(
+    clip: Path, tmp_path: Path, disk: Path, full: str, cure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"work": tmp_path / "work", "output": tmp_path / "made", full: disk}
+    leave_free(disk, 8 << 10)
+    output = places["output"] / "out.mp4"
+    assert upscale(clip, "-o", output, *WORDS, "--crf", "0", "--work-dir", places["work"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "are needed" in said
+    assert cure in said
+    assert str(disk) in said
+
+
+def test_a_tight_disk_is_a_note(clip: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gray at the lowest quality needs far less than anybody would guess."""
+    gray = [np.full((64, 96, 3), 128, np.uint8)] * 24
+    small = make_clip(disk / "gray.mp4", width=96, height=64, pictures=gray, frames=24, audio=())
+    leave_free(disk, 60 << 10)
+    words = (*WORDS, "--crf", "51", "--scale", "4", "--segment", "10")
+    assert upscale(small, "-o", disk / "out.mkv", *words) == 0
+    assert "MB are usual for such a run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("phase", "share"), [("work", 0.1), ("join", 0.6)])
 def test_file_size_limit(clip: Path, whole: bytes, tmp_path: Path, phase: str, share: float) -> None:
     """The same by the kernel's limit on the size of a file, which needs no rights."""

@@ -38,6 +38,7 @@ MAY_USE = {
         "model",
         "color",
         "frames",
+        "paths",
         "presets",
         "errors",
     },

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ from torch.utils.dlpack import from_dlpack
 from hat_video.errors import CancelledError, OptionError, SourceError, StrictError
 from hat_video.jobs.file import upscale_file
 from hat_video.jobs.options import UpscaleOptions
+from hat_video.jobs.report import Progress
 from hat_video.jobs.stream import StreamReport, upscale_stream
 from hat_video.media.probe import probe
 from hat_video.media.source import open_source
@@ -69,6 +71,50 @@ def test_frames_sound_and_time_go_through(tmp_path: Path, suffix: str, form: str
         starts = [next(p for p in c.demux(audio=0) if p.pts is not None) for c in (a, b)]
         sound = [p.pts * p.time_base for p in starts]
     assert abs((sound[1] - times[1][0]) - (sound[0] - times[0][0])) <= Fraction(1, 1000)
+
+
+@pytest.mark.parametrize("way", ["file", "stdin", "half-read"])
+def test_a_file_may_have_its_index_at_the_end(tmp_path: Path, way: str) -> None:
+    # More than FFmpeg's buffer holds, in which it could go back even on a pipe.
+    clip = make_clip(tmp_path / "clip.mp4", width=320, height=240, frames=30, subtitles=False)
+    assert clip.read_bytes().find(b"moov") > 100_000
+    if way == "file":
+        made = subprocess.run(command(str(clip), "-o", "-"), capture_output=True, check=True, timeout=100).stdout
+    elif way == "stdin":
+        with clip.open("rb") as file:
+            made = subprocess.run(
+                command("-", "-o", "-"), stdin=file, capture_output=True, check=True, timeout=100
+            ).stdout
+    else:
+        with io.BytesIO(b"a line\n" + clip.read_bytes()) as memory, io.BytesIO() as out:
+            memory.readline()
+            assert upscale_stream(memory, out, replace(FAST, strict=True)).notes == []
+            made = out.getvalue()
+    (tmp_path / "out.mkv").write_bytes(made)
+    before, after = probe(clip), probe(tmp_path / "out.mkv")
+    assert len(after.index.pts) == len(before.index.pts) == 30
+    assert [s.kind for s in after.streams] == [s.kind for s in before.streams]
+
+
+def test_a_pipe_with_its_index_at_the_end_is_told_so(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", frames=30)
+    with pytest.raises(SourceError, match=r"^-: its index \(moov\) lies at the end.*give the file itself.*faststart"):
+        run(clip, tmp_path / "out.mkv")
+    # One in fragments, or with its index in front, goes through.
+    for flags in ("faststart", "frag_keyframe+empty_moov"):
+        ffmpeg("-i", clip, "-c", "copy", "-movflags", flags, tmp_path / "front.mp4")
+        assert run(tmp_path / "front.mp4", tmp_path / "out.mkv", replace(FAST, strict=True)).frames == 30
+        (tmp_path / "front.mp4").unlink()
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts"])
+def test_sound_that_goes_on_is_no_loss(tmp_path: Path, suffix: str) -> None:
+    clip = tmp_path / f"clip{suffix}"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=1", "-f", "lavfi", "-i", "sine=d=4", "-c:v", "libx264",
+           "-pix_fmt", "yuv420p", "-c:a", "aac", "-movflags", "faststart", clip)  # fmt: skip
+    assert run(clip, tmp_path / "out.mkv", replace(FAST, strict=True)).notes == []
+    with clip.open("rb") as file, (tmp_path / "file.mkv").open("wb") as out:
+        assert upscale_stream(file, out, replace(FAST, strict=True)).notes == []
 
 
 def test_variable_rate_stays_variable(tmp_path: Path) -> None:
@@ -265,6 +311,83 @@ def test_fields_become_frames(tmp_path: Path, mode: str, frames: int) -> None:
     with open_source(tmp_path / "file.mkv") as theirs, open_source(tmp_path / "pipe.mkv") as ours:
         for a, b in zip(theirs, ours, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a.planes, b.planes, strict=True))
+
+
+def test_what_does_not_go_through_is_said(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", frames=6, subtitles=True)
+    code, said = piped(clip, tmp_path / "out.y4m")
+    assert code == 0
+    assert "stream #1 audio/aac: drop (y4m has pictures only)" in said
+    assert "stream #2 subtitle/subrip: drop (y4m has pictures only)" in said
+    (tmp_path / "chapters.txt").write_text(";FFMETADATA1\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=100\ntitle=One\n")
+    (tmp_path / "type.ttf").write_bytes(b"\0\1\0\0")
+    rich = tmp_path / "rich.mkv"
+    ffmpeg("-i", clip, "-i", tmp_path / "chapters.txt", "-map_metadata", "1", "-c", "copy", "-attach",
+           tmp_path / "type.ttf", "-metadata:s:t", "mimetype=application/x-truetype-font", rich)  # fmt: skip
+    code, said = piped(rich, tmp_path / "out.mkv")
+    assert code == 0
+    assert re.search(r"attachment/\w+: drop \(does not go through a pipe\)", said)
+    assert "1 chapters are dropped" in said
+    assert "truncated" not in said, "text may stay longer than pictures and sound"
+    with pytest.raises(StrictError, match="chapters"):
+        run(rich, tmp_path / "strict.mkv", replace(FAST, strict=True))
+
+
+def test_a_pipe_tells_what_a_file_tells(tmp_path: Path) -> None:
+    clip, report = make_clip(tmp_path / "clip.mkv", frames=20), tmp_path / "report.json"
+    code, said = piped(clip, tmp_path / "out.mkv", "--progress", "json", "--report", report)
+    assert code == 0
+    events = [json.loads(line) for line in said.splitlines()]
+    progress = [event for event in events if event["event"] == "progress"]
+    assert [event["stage"] for event in progress] == sorted(
+        (event["stage"] for event in progress), key=["plan", "work", "done"].index
+    )
+    assert all(
+        set(event) == {"event", *(field.name for field in fields(Progress))}
+        and (event["frames_total"], event["eta_seconds"], event["clip"], event["clips"]) == (None, None, 1, 1)
+        for event in progress
+    )
+    assert progress[-1]["frames_done"] == 20
+    assert progress[-1]["fps"] > 0
+    assert events[-1]["event"] == "done"
+    assert events[-1]["frames"] == {"in": 20, "out": 20, "lost": 0, "corrupt": 0, "reused": 0}
+    made = json.loads(report.read_text())
+    assert (made["status"], made["source"], made["error"], made["frames"]) == ("done", "-", None, 20)
+    clip.write_bytes(b"no video")
+    assert piped(clip, tmp_path / "out.mkv", "--overwrite", "--report", report)[0] == 1
+    made = json.loads(report.read_text())
+    assert made["status"] == "failed"
+    assert "not a media stream" in made["error"]
+
+
+@pytest.mark.parametrize("form", ["mkv", "y4m"])
+def test_stdout_that_is_full_is_one_line(tmp_path: Path, form: str) -> None:
+    clip = make_clip(tmp_path / "clip.mkv", frames=20)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command(str(clip), "-o", "-", "--format", form), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "hat-video: -o -: cannot be written: No space left on device\n"
+
+
+def test_one_stream_goes_to_stdout(tmp_path: Path) -> None:
+    folder = tmp_path / "numbered"
+    folder.mkdir()
+    done = subprocess.run(command(str(folder), "-o", "-"), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is a directory, and -o - takes one stream" in done.stderr
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=0.5", folder / "%02d.png")
+    words = command(str(folder / "%02d.png"), "-o", "-")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "give --rate" in done.stderr
+    (tmp_path / "out.mkv").write_bytes(
+        subprocess.run([*words, "--rate", "12.5"], capture_output=True, check=True).stdout
+    )
+    made = probe(tmp_path / "out.mkv")
+    assert (len(made.index.pts), made.video.rate) == (5, Fraction(25, 2))
+    assert sorted(path.name for path in folder.iterdir()) == [f"{n:02d}.png" for n in range(1, 6)]
 
 
 def test_a_whole_stream_is_not_complained_of(tmp_path: Path) -> None:

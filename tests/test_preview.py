@@ -165,13 +165,13 @@ def test_the_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (("--at", "-1"), 1, "--at -1"),
+        (("--at", "-1"), 2, "--at -1"),
         (("--at", "9"), 2, "--at 9"),
-        (("--at", "soon"), 1, "--at soon"),
-        (("--seconds", "0"), 1, "--seconds 0"),
-        (("--seconds", "-2"), 1, "--seconds -2"),
-        (("--size", "10p"), 1, "--size 10p"),
-        (("-o", "shown.gif"), 1, "shown.gif"),
+        (("--at", "soon"), 2, "--at soon"),
+        (("--seconds", "0"), 2, "--seconds 0"),
+        (("--seconds", "-2"), 2, "--seconds -2"),
+        (("--size", "10p"), 2, "--size 10p"),
+        (("-o", "shown.gif"), 2, "shown.gif"),
         (("--start", "1"), 2, "--start"),
     ],
 )
@@ -183,6 +183,21 @@ def test_wrong_words(
     (said,) = [text for text in capsys.readouterr().err.splitlines() if text]
     assert line in said
     assert tree(tmp_path) == set()
+
+
+def test_values_are_looked_at_before_names(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.mp4").write_bytes(b"made before")
+    for words in (("--at", "x"), ("--seconds", "0")):
+        assert preview(clip, "-o", tmp_path / "p.mp4", *words, "--model", "bicubic") == 2
+        assert f"{' '.join(words)}: must be" in capsys.readouterr().err
+
+
+def test_the_default_name_says_the_moment(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", frames=30)
+    for at in (None, "0.1", "0:00.50"):
+        preview_file(clip, options=FAST, at=at, seconds="0.2")
+    made = {f"clip_preview{moment}{suffix}" for moment in ("", "_0.1s", "_0.5s") for suffix in (".mp4", ".png")}
+    assert tree(tmp_path) == {"clip.mp4"} | made
 
 
 def test_the_source_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_what_is_wrong_with_pictures_is_said(tmp_path: Path, capsys: pytest.Capt
     pattern = write_pictures(tmp_path / "in", ".png", "rgb24", range(1, 9))
     assert upscale(pattern, *FAST) == 2
     assert "give --rate" in capsys.readouterr().err
-    assert upscale(pattern, "--rate", "fast", *FAST) == 1
+    assert upscale(pattern, "--rate", "fast", *FAST) == 2
     assert "must be frames a second" in capsys.readouterr().err
     (tmp_path / "in" / "frame_0004.png").rename(tmp_path / "in" / "away.png")
     assert upscale(pattern, "--rate", "24", *FAST) == 1

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import resource
+import signal
 import struct
 import zlib
+from dataclasses import fields
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from hat_video.cli import main
+from hat_video.jobs.report import Progress
 from tests.clips import make_clip, moving_picture
 
 pyvips = pytest.importorskip("pyvips")
@@ -105,11 +112,61 @@ def test_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert upscale(source, tmp_path / "bad.png", "-o", tmp_path / "many") == 1
     assert "bad.png" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "many").iterdir()] == ["a.png"]
-    assert upscale(source, "-o", tmp_path / "a.bmp") == 1
+    assert upscale(source, "-o", tmp_path / "a.bmp") == 2
     assert "use .png .jpg" in capsys.readouterr().err
     assert upscale(source, "-o", tmp_path / "new" / "a.png") == 0
     assert (tmp_path / "new" / "a.png").is_file()
     assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_a_bad_one_is_told_as_a_bad_clip_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad, report = save(tmp_path / "a.png", picture(3, 8)), tmp_path / "bad.png", tmp_path / "report.json"
+    bad.write_bytes(b"\x89PNG no picture")
+    words = (good, bad, "-o", tmp_path / "many", "--report", report, "--progress", "json")
+    assert upscale(*words) == 1
+    lines = capsys.readouterr().err.splitlines()
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [event["event"] for event in events] == ["progress", "progress", "done", "progress", "failed"]
+    assert events[0].keys() == {"event", *(field.name for field in fields(Progress))}
+    assert [(event["clip"], event["clips"]) for event in events if event["event"] == "progress"] == [
+        (1, 2), (1, 2), (2, 2),
+    ]  # fmt: skip
+    assert events[2]["frames"] == {"in": 1, "out": 1, "lost": 0, "corrupt": 0, "reused": 0}
+    assert events[-1]["source"] == str(bad)
+    assert "not a picture that can be read" in events[-1]["error"]
+    one, two = json.loads(report.read_text())
+    assert (one["status"], one["error"], one["size"]) == ("done", None, [80, 60])
+    assert (two["status"], two["source"], two["output"]) == ("failed", str(bad), str(tmp_path / "many" / "bad.png"))
+    assert upscale(bad, "--report", report) == 1
+    assert [made["status"] for made in json.loads(report.read_text())] == ["failed"]
+
+
+def test_where_nothing_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save(tmp_path / "a.png", picture(3, 8))
+    assert upscale(source, "-o", "/proc/a.png") == 1
+    assert capsys.readouterr().err == "hat-video: /proc/a.png: cannot be written: No such file or directory\n"
+    # A file system that is read-only does not even let a missing file be removed.
+    refusal = OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(Path, "write_bytes", Mock(side_effect=refusal))
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=refusal))
+    assert upscale(source) == 1
+    assert capsys.readouterr().err == f"hat-video: {tmp_path / 'a_x2.png'}: cannot be written: Read-only file system\n"
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = save(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        assert upscale(source) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "a_x2.png: cannot be written: File too large" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_kinds_that_are_not_upscaled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

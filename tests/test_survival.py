@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hat_video.cli import main
+from hat_video.jobs.workspace import clean
 from tests.clips import make_clip
 from tests.command import sidecars, start, tree, upscale, wait_for_segments
 
@@ -112,20 +114,26 @@ def test_foreign_output_is_refused_without_overwrite(
     assert upscale(clip, "-o", output, *FAST, "--crf", "40") == 1, "a receipt of other settings does not count"
 
 
-def test_tampered_segment_is_refused_by_name(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "out.mp4"
+@pytest.mark.parametrize("harm", ["a bit", "cut off", "empty"])
+def test_tampered_segment_is_made_again(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    output, report = tmp_path / "out.mp4", tmp_path / "report.json"
     assert upscale(clip, "-o", output, *FAST, "--keep-work") == 0
+    whole = output.read_bytes()
     output.unlink()
     victim = sorted((tmp_path / ".hat-video").rglob("seg-00001.*.mkv"))[0]
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
-    victim.write_bytes(data)
+    victim.write_bytes({"a bit": data, "cut off": data[: len(data) // 2], "empty": b""}[harm])
     capsys.readouterr()
-    assert upscale(clip, "-o", output, *FAST) == 1
-    error = capsys.readouterr().err
-    assert victim.name in error
-    assert "clean" in error
-    assert not output.exists()
+    assert upscale(clip, "-o", output, *FAST, "--report", report) == 0
+    said = capsys.readouterr().err
+    assert "segment 1 is made again" in said
+    assert victim.name in said
+    segments = json.loads(report.read_text())["clips"][0]["segments"]
+    assert segments["reused"] == segments["total"] - 1, "and only that one"
+    assert output.read_bytes() == whole
 
 
 def test_pictures_slid_by_one_frame_are_caught(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,3 +178,19 @@ def test_two_runs_on_one_output(clip: Path, tmp_path: Path, capsys: pytest.Captu
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert output.exists()
+
+
+def test_clean_leaves_what_a_run_is_at_work_on(clip: Path, tmp_path: Path) -> None:
+    left, output = tmp_path / "left.mp4", tmp_path / "out.mp4"
+    assert upscale(clip, "-o", left, *FAST, "--keep-work", "-q") == 0
+    process = start("upscale", clip, "-o", output, *SLOW)
+    wait_for_segments(process, output, 1)
+    told: list[str] = []
+    (removed,) = clean(tmp_path, told.append)
+    assert removed.parent == tmp_path / ".hat-video" / left.name
+    assert told == [f"{output}: is being worked on; left"]
+    assert main(["clean", str(output)]) == 0
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert output.exists()
+    assert clean(tmp_path) == []

@@ -9,6 +9,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -26,7 +28,6 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Video super-resolution with HAT: exact, unkillable, and honest about its speed.",
 )
 for _command in (
     *(upscale_command, preview_command, camera_command, devices_command),
@@ -36,6 +37,24 @@ for _command in (
     app.command(name=_command.__name__.removesuffix("_command").replace("_", "-"))(_command)
 
 
+def _tell_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"hat-video {version('hat-video')} (torch {version('torch')}, av {version('av')})")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    is_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="print the version, and those of torch and av", is_eager=True, callback=_tell_version
+        ),
+    ] = False,
+) -> None:
+    """Video super-resolution with HAT: exact, unkillable, and honest about its speed."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -43,13 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    is_verbose = "-v" in words or "--verbose" in words
+    code = _run(words, is_verbose="-v" in words or "--verbose" in words)
+    unwritten = _unwritten()
+    if unwritten is None:
+        return code
+    return code or _tell_unwritten(unwritten)
+
+
+def _run(words: list[str], *, is_verbose: bool) -> int:
+    """A command, and how it ended in one line."""
     try:
         with terminable():
             code = app(args=words, prog_name="hat-video", standalone_mode=False)
     except typer.TyperException as error:
         text = error.format_message() if hasattr(error, "format_message") else str(error)
-        print(f"hat-video: {text} Try `hat-video --help`.", file=sys.stderr)
+        context = getattr(error, "ctx", None)
+        command = "hat-video" if context is None else context.command_path
+        print(f"hat-video: {text} Try `{command} --help`.", file=sys.stderr)
         return USAGE
     except typer.Exit as error:
         code = error.exit_code
@@ -60,10 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, OptionError) as error:
         print(f"hat-video: {error}", file=sys.stderr)
         return USAGE
-    except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody to tell.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - lives until the process ends
-        return FAILED
+    except BrokenPipeError as error:
+        return _tell_unwritten(error)
     except HatVideoError as error:
         if is_verbose:
             traceback.print_exc()
@@ -72,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort: one line, and the details for whoever asks
         if is_verbose:
             traceback.print_exc()
+        if isinstance(error, OSError) and _is_printing(error):
+            return _tell_unwritten(error)
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         said = getattr(error, "strerror", None) or " ".join(str(error).split()) or "no more is known"
         more = "" if is_verbose else "; -v shows where"
@@ -81,3 +110,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         print("hat-video: interrupted", file=sys.stderr)
     return int(code or 0)
+
+
+def _is_printing(error: OSError) -> bool:
+    """Whether it is `print` that failed: whoever opens and writes files does not do so from here, or names them."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return error.filename is None and module.startswith(("hat_video.cli", "typer"))
+
+
+def _unwritten() -> OSError | None:
+    """Why stdout cannot take what was printed; None if it has it all."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # Python would try once more at its end, and complain.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - lives until the process ends
+        return error
+    return None
+
+
+def _tell_unwritten(error: OSError) -> int:
+    # Where whoever read our output has gone, there is nobody to tell.
+    if not isinstance(error, BrokenPipeError):
+        print(f"hat-video: standard output: cannot be written: {error.strerror or error}", file=sys.stderr)
+    return FAILED

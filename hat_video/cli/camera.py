@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import TypeAdapter
 
-from hat_video.cli.declare import declare
-from hat_video.cli.say import FAILED, Say, check_report, interruptible, say_as
+from hat_video.cli.declare import Verbose, declare
+from hat_video.cli.say import FAILED, Say, check_report, interruptible, say_as, write_report
 from hat_video.jobs.camera import CameraEvent, CameraReport, upscale_camera
 from hat_video.jobs.camera_options import CameraOptions
 from hat_video.live.figures import LiveFigures
@@ -126,8 +126,7 @@ def camera_command(
             )
         finally:
             line.clear()
-    if report is not None:
-        report.write_bytes(TypeAdapter(CameraReport).dump_json(made, indent=1) + b"\n")
+    write_report(report, CameraReport, made)
     _tell(made, say)
     raise typer.Exit(FAILED if made.failed_outputs else 0)
 
@@ -151,7 +150,10 @@ def _tell(made: CameraReport, say: Say) -> None:
         print(f"hat-video: {line}", file=sys.stderr)
 
 
-def devices_command(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+def devices_command(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    verbose: Verbose = False,
+) -> None:
     """List the cameras and screens that `hat-video camera` can take."""
     found = list_devices()
     if as_json:

@@ -9,7 +9,10 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-__all__ = ["declare"]
+__all__ = ["Verbose", "declare"]
+
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="print a traceback with an error")]
+"""Every command has it; it is read by `main`, which is where errors end."""
 
 
 def declare(options: type, *, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter
 
+from hat_video.cli.declare import Verbose
 from hat_video.cli.say import FAILED
 from hat_video.jobs.workspace import clean
 
@@ -24,6 +25,7 @@ def verify_command(
     duration: Annotated[str | None, typer.Option(help="of that range", metavar="T")] = None,
     rate: Annotated[str | None, typer.Option(help="of numbered pictures", metavar="FPS")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Prove that OUTPUT is SOURCE upscaled: every frame, timestamp and stream; say what differs and what is assumed."""
     from hat_video.jobs.verification import Verification, verify_files
@@ -45,6 +47,7 @@ def verify_command(
 def probe_command(
     source: Annotated[Path, typer.Argument(metavar="INPUT")],
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Say what is in a file: its video, every stream, and anything odd about it."""
     from hat_video.media.probe import Probe, probe
@@ -72,7 +75,10 @@ def probe_command(
         print(f"  note: {note}")
 
 
-def models_command(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+def models_command(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    verbose: Verbose = False,
+) -> None:
     """List the models: what each is for, its size, licence, and where to get it."""
     from hat_video.model.zoo import list_models
 
@@ -90,6 +96,7 @@ def models_command(as_json: Annotated[bool, typer.Option("--json", help="print J
 def doctor_command(
     gpu: Annotated[bool, typer.Option("--gpu", help="try what an NVIDIA GPU can do, each thing for real")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Say what this machine can do, and what would be chosen on it."""
     from hat_video.jobs.doctor import examine
@@ -114,10 +121,14 @@ def doctor_command(
         print(f"{name:<18} {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
-def clean_command(paths: Annotated[list[Path], typer.Argument(metavar="PATH...")]) -> None:
+def clean_command(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...")],
+    verbose: Verbose = False,
+) -> None:
     """Remove left-over work folders, of an output or of all outputs below a directory."""
-    removed = [folder for path in paths for folder in clean(path)]
-    for folder in removed:
-        print(f"removed {folder}")
-    if not removed:
+    left: list[str] = []
+    removed = [folder for path in paths for folder in clean(path, on_note=left.append)]
+    for line in (*(f"removed {folder}" for folder in removed), *left):
+        print(line)
+    if not removed and not left:
         print("nothing to remove")

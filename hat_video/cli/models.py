@@ -9,14 +9,12 @@ from typing import Annotated, Literal
 import typer
 from tqdm import tqdm
 
+from hat_video.cli.declare import Verbose
 from hat_video.cli.say import Say, check_report, interruptible
 from hat_video.inference.processors import cpu_count
 from hat_video.presets import preset_names
 
 __all__ = ["evaluate_command", "export_command", "train_command", "train_data_command"]
-
-# Read by `main`, which is where errors end.
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="print a traceback with an error")]
 
 
 def export_command(

@@ -7,19 +7,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from hat_video.errors import OutputError
+from hat_video.errors import OptionError, OutputError
 from hat_video.jobs.directory import DirectoryReport
 from hat_video.jobs.estimate import Estimate
-from hat_video.jobs.report import FileReport, Progress
+from hat_video.jobs.report import FileReport, Progress, Stage
 
 __all__ = [
     "FAILED",
@@ -30,9 +31,12 @@ __all__ = [
     "check_report",
     "interruptible",
     "say_as",
+    "tell_progress",
     "tell_report",
+    "tell_streams",
     "tell_table",
     "terminable",
+    "write_report",
 ]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -68,9 +72,37 @@ def say_as(progress: Literal["auto", "bar", "json", "none"], *, is_quiet: bool, 
 
 
 def check_report(path: Path | None, option: str = "--report") -> None:
-    """Raises `OutputError` where a report cannot be written: now, and not after an hour."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise OutputError(f"{option} {path}: not a file in an existing folder")
+    """Raises `OptionError` where a report cannot be written: now, and not after an hour."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    try:
+        is_file = folder.is_dir() and not path.is_dir()
+    except OSError:
+        is_file = False  # a name that no file can have
+    if not is_file:
+        raise OptionError(f"{option} {path}: not a file in an existing folder; give another name")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise OptionError(f"{option} {path}: you may not write there; give another name")
+
+
+def write_report(path: Path | None, kind: Any, report: object) -> None:
+    """Writes a report as JSON, if one is wanted.
+
+    Args:
+        path: `--report`.
+        kind: the report's type.
+        report: what was done.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        path.write_bytes(TypeAdapter(kind).dump_json(report, indent=1) + b"\n")
+    except OSError as error:
+        raise OutputError(f"--report {path}: cannot be written: {error.strerror or error}") from None
 
 
 class Meter:
@@ -123,6 +155,34 @@ class Meter:
             self._bar = None
 
 
+def tell_progress(
+    say: Say,
+    stage: Stage,
+    source: Path,
+    output: str | Path,
+    *,
+    frames_done: int,
+    frames_total: int | None = None,
+    fps: float | None = None,
+    clip: int = 1,
+    clips: int = 1,
+) -> None:
+    """Progress of what is no clip, in the same fields; null is what a pipe or a picture cannot know."""
+    facts = {
+        "stage": stage,
+        "source": str(source),
+        "output": str(output),
+        "frames_done": frames_done,
+        "frames_total": frames_total,
+        "frames_reused": 0,
+        "fps": fps,
+        "eta_seconds": None,
+        "clip": clip,
+        "clips": clips,
+    }
+    say.event("progress", facts)
+
+
 def tell_report(report: FileReport, say: Say) -> None:
     say.event(
         report.status.replace(" ", "_"),
@@ -133,13 +193,7 @@ def tell_report(report: FileReport, say: Say) -> None:
         return
     for note in report.notes:
         say.note(f"note: {note}")
-    for stream in report.streams:
-        if stream["action"] in ("convert", "drop") or (say.is_verbose and stream["action"] != "video"):
-            target = f" to {stream['target']}" if stream["action"] == "convert" else ""
-            reason = f" ({stream['reason']})" if stream["reason"] else ""
-            say.note(
-                f"stream #{stream['index']} {stream['kind']}/{stream['codec']}: {stream['action']}{target}{reason}"
-            )
+    tell_streams(report.streams, say)
     if say.is_verbose:
         say.note(f"recipe: {json.dumps(report.recipe, default=str)}")
         say.note(f"seconds: {json.dumps(report.seconds)}")
@@ -148,6 +202,17 @@ def tell_report(report: FileReport, say: Say) -> None:
         return
     pace = f", {report.fps:.2f} frames/s" if report.fps else ""
     say.result(f"{report.output}: {report.verification}{pace}")
+
+
+def tell_streams(streams: Sequence[Mapping[str, object]], say: Say) -> None:
+    """Which streams of a source did not come along as they are, and why."""
+    for stream in streams:
+        if stream["action"] in ("convert", "drop") or (say.is_verbose and stream["action"] != "video"):
+            target = f" to {stream['target']}" if stream["action"] == "convert" else ""
+            reason = f" ({stream['reason']})" if stream["reason"] else ""
+            say.note(
+                f"stream #{stream['index']} {stream['kind']}/{stream['codec']}: {stream['action']}{target}{reason}"
+            )
 
 
 def tell_table(report: DirectoryReport, say: Say) -> None:

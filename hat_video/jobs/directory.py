@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
-from hat_video.errors import CancelledError, HatVideoError, OutputError, SourceError, UsageError
-from hat_video.jobs.choices import load_chosen_model, output_label
+from hat_video.errors import CancelledError, HatVideoError, OptionError, OutputError, SourceError, UsageError
+from hat_video.frames import ColorInfo, PixelFormat, VideoInfo
+from hat_video.inference.upscaler import choose_devices
+from hat_video.jobs.choices import load_chosen_model, make_upscaler, output_label
 from hat_video.jobs.estimate import Estimate
-from hat_video.jobs.file import default_output, upscale_file
+from hat_video.jobs.file import check_trace, default_output, upscale_file
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import CONTAINERS
 from hat_video.jobs.report import FileReport, Progress
 from hat_video.jobs.workspace import WORK_FOLDER, has_receipt
+from hat_video.media.encoder import plan_encoder
 from hat_video.media.sequence import is_sequence
 from hat_video.model.zoo import Model
 
@@ -27,6 +32,9 @@ VIDEO_SUFFIXES = frozenset(
     | {".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
 )
 """What a directory is searched for; a file given by name is taken whatever it is called."""
+_ORDINARY = VideoInfo(
+    640, 360, Fraction(1, 25), Fraction(25), PixelFormat.parse("yuv420p"), ColorInfo(1, 1, 1, is_full_range=False)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,7 @@ def plan_clips(
         raise OutputError(f"{target}: is a file; with several clips or a directory, -o must be a directory")
     clips: list[Clip] = []
     skipped: list[Path] = []
+    ours: list[Path] = []
     for path in inputs:
         if path.is_dir():
             folder = path.resolve().with_name(f"{path.resolve().name}_{label}") if target is None else target
@@ -84,11 +93,13 @@ def plan_clips(
                 folder = target / path.resolve().name
             if folder.resolve() == path.resolve():
                 raise OutputError(f"{folder}: is the input folder itself; give another -o")
-            found = [
-                Clip(source, _writable(folder / source.relative_to(path))) for source in _videos(path, folder, skipped)
-            ]
+            sources = _videos(path, folder, skipped, ours)
+            found = [Clip(source, _writable(folder / source.relative_to(path))) for source in sources]
             if not found:
-                raise SourceError(f"{path}: no video in this directory; {len(skipped)} other files were passed over")
+                made = f", and {len(ours)} videos that hat-video made itself; give those by name" if ours else ""
+                raise SourceError(
+                    f"{path}: no video in this directory; {len(skipped)} other files were passed over{made}"
+                )
             clips += found
         elif not path.exists() and not is_sequence(path):
             raise SourceError(f"{path}: no such file or directory")
@@ -97,6 +108,7 @@ def plan_clips(
         else:
             name = default_output(path, label)
             clips.append(Clip(path, name if target is None else target / name.name))
+    clips = _told_apart(clips)
     _refuse_collisions(clips)
     return clips, skipped
 
@@ -105,17 +117,32 @@ def _writable(path: Path) -> Path:
     return path if path.suffix.lower() in CONTAINERS else path.with_suffix(".mkv")
 
 
-def _videos(root: Path, output: Path, skipped: list[Path]) -> Iterator[Path]:
-    """The video files below `root`, in order, without our own products."""
+def _told_apart(clips: Sequence[Clip]) -> list[Clip]:
+    """Where clips would become one file, those whose container changes keep the name of the old: `film.avi_x2.mkv`."""
+    count = Counter(clip.output.resolve() for clip in clips)
+    return [
+        replace(clip, output=clip.output.with_name(clip.source.name + clip.output.name.removeprefix(clip.source.stem)))
+        if count[clip.output.resolve()] > 1
+        and clip.source.suffix.lower() not in CONTAINERS
+        and not is_sequence(clip.source)
+        else clip
+        for clip in clips
+    ]
+
+
+def _videos(root: Path, output: Path, skipped: list[Path], ours: list[Path]) -> Iterator[Path]:
+    """The video files below `root`, in order, without our own products, which go to `ours`."""
     products = output.resolve()
     for folder, folders, names in os.walk(root):
         here = Path(folder)
         folders[:] = sorted(name for name in folders if name != WORK_FOLDER and (here / name).resolve() != products)
         for name in sorted(names):
             path = here / name
-            if name.endswith(".part") or has_receipt(path):
+            if name.endswith(".part"):
                 continue
-            if path.suffix.lower() in VIDEO_SUFFIXES:
+            if has_receipt(path):
+                ours.append(path)
+            elif path.suffix.lower() in VIDEO_SUFFIXES:
                 yield path
             else:
                 skipped.append(path)
@@ -133,6 +160,42 @@ def _refuse_collisions(clips: Sequence[Clip]) -> None:
             )
         if output in sources:
             raise OutputError(f"{clip.output}: is the input itself; give another -o")
+
+
+def _refuse_for_all(clips: Sequence[Clip], options: UpscaleOptions, model: Model) -> OptionError | None:
+    """Refuses what is wrong whatever the clip, before any is read.
+
+    Returns:
+        What the encoder has against an ordinary clip in any of the containers. A few encoders take certain sizes only,
+        so it is refused once a real clip fails, too.
+    """
+    check_trace(options)
+    if options.rate is not None and not any(is_sequence(clip.source) for clip in clips):
+        raise UsageError(
+            f"--rate {options.rate}: is for numbered pictures (frame_%04d.png); clips have times of their own"
+        )
+    make_upscaler(model, options)
+    if options.encoder == "auto" and choose_devices(options.device)[0].type == "cuda":
+        return None  # which encoder it will be depends on the clip
+    wrong = None
+    for container in {CONTAINERS.get(clip.output.suffix.lower(), "matroska") for clip in clips}:
+        try:
+            plan_encoder(
+                container,
+                _ORDINARY,
+                2 * _ORDINARY.width,
+                2 * _ORDINARY.height,
+                name=None if options.encoder == "auto" else options.encoder,
+                crf=options.crf,
+                preset=options.preset,
+                options=options.encoder_options(),
+                pixel_format=options.pixel_format,
+            )
+        except OptionError as error:
+            wrong = error
+        else:
+            return None
+    return wrong
 
 
 def upscale_clips(
@@ -156,12 +219,14 @@ def upscale_clips(
 
     Raises:
         CancelledError: `cancel` was set.
-        ModelError, UsageError: the model cannot be had; no clip could succeed.
+        ModelError, OptionError, UsageError: no clip could succeed: the model cannot be had, or an option has a value
+            that is wrong whatever the clip.
     """
     options = options or UpscaleOptions()
-    model: Model | None = load_chosen_model(options)
-    if options.size is not None and options.scale is None:
-        model = None  # each clip may need another scale
+    chosen = load_chosen_model(options)
+    hint = _refuse_for_all(clips, options, chosen)
+    # Where a size is asked for, each clip may need another scale.
+    model: Model | None = None if options.size is not None and options.scale is None else chosen
     reports: list[FileReport] = []
     for number, clip in enumerate(clips, 1):
 
@@ -182,6 +247,9 @@ def upscale_clips(
         except CancelledError:
             raise
         except HatVideoError as error:
+            # An ordinary clip could not be made either, so that the options are to blame and not this clip.
+            if hint is not None and isinstance(error, OptionError):
+                raise
             report = FileReport("failed", clip.source, clip.output, error=str(error))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one clip, the others are wanted
             said = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"

@@ -17,9 +17,19 @@ import torch
 from hat_video.frames import FrameBatch
 from hat_video.jobs.plan import Manifest, Segment
 from hat_video.media.encoder import SegmentWriter
+from hat_video.media.full_check import is_lossless
 from hat_video.media.probe import Probe, probe
 
-__all__ = ["LONG_SECONDS", "Estimate", "Pace", "Trial", "film_bytes", "peak_gpu_memory_bytes", "peak_memory_bytes"]
+__all__ = [
+    "LONG_SECONDS",
+    "Estimate",
+    "Pace",
+    "Trial",
+    "film_bytes",
+    "film_bytes_before",
+    "peak_gpu_memory_bytes",
+    "peak_memory_bytes",
+]
 
 LONG_SECONDS = 60.0
 """A run that will take longer says so at its start."""
@@ -27,6 +37,11 @@ LONG_SECONDS = 60.0
 _LOOK_SECONDS, _SAMPLE_FRAMES, _SAMPLE_SECONDS = 1.5, 64, 20.0
 # Where an encoder is told nothing else, it starts a new picture from nothing after so many frames.
 _KEY_FRAME_INTERVAL = 250
+# Bits a pixel before anything was encoded, (hardly less, usual): for lossy coding and for lossless.
+_BITS_LOSSY, _BITS_LOSSLESS = (0.002, 0.15), (0.2, 5.0)
+# What is still to come may be that much easier than what came so far: a dark scene, the titles.
+_EASIER = 4
+_LARGE = ("prores_ks", "magicyuv", "qtrle", "png", "rawvideo")
 # Frames that an encoder looks ahead.
 _LOOKAHEAD = 40
 
@@ -200,6 +215,25 @@ def film_bytes(made: Probe, pts: Iterable[int], found: Probe, manifest: Manifest
     rest = sum(source.get(tick, usual) for tick in manifest.index.pts if tick not in starts)
     count = sum(-(-len(segment.pts) // _KEY_FRAME_INTERVAL) for segment in manifest.segments)
     return int(ratio * rest) + count * sum(keys) // max(1, len(keys))
+
+
+def film_bytes_before(manifest: Manifest, frames: int, made_frames: int, made_bytes: int) -> tuple[int, int]:
+    """(hardly less, usual) size of some frames that nobody has encoded yet.
+
+    Args:
+        manifest: the whole film.
+        frames: how many.
+        made_frames: frames of the same film that are encoded already, and tell best; 0 where there are none.
+        made_bytes: their size.
+    """
+    if made_frames:
+        usual = made_bytes * frames // made_frames
+        return usual // _EASIER, usual
+    encoder, video = manifest.recipe.encoder, manifest.video
+    is_large = encoder.name in _LARGE or is_lossless(encoder)
+    low, usual_bits = _BITS_LOSSLESS if is_large else _BITS_LOSSY
+    samples = video.width * video.height * frames
+    return int(samples * low / 8), int(samples * usual_bits / 8)
 
 
 def peak_memory_bytes() -> int:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,10 +23,12 @@ import torch
 from hat_video.errors import (
     CancelledError,
     HatVideoError,
+    OptionError,
     OutputError,
     SourceError,
     StrictError,
     VerifyError,
+    WorkError,
 )
 from hat_video.frames import FrameBatch
 from hat_video.inference.processors import cpu_count
@@ -34,13 +36,13 @@ from hat_video.inference.timeline import Span, write_trace
 from hat_video.inference.upscaler import choose_devices
 from hat_video.jobs.choices import output_label
 from hat_video.jobs.engines import LocalEngine, ProcessEngine
-from hat_video.jobs.estimate import Estimate, Trial
+from hat_video.jobs.estimate import Estimate, Trial, film_bytes_before
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, Segment, plan_file
 from hat_video.jobs.report import FileReport, Progress, Stage
 from hat_video.jobs.sequence import as_film
 from hat_video.jobs.verification import verify_files
-from hat_video.jobs.work import SegmentRecord, Worker, read_record, write_atomically
+from hat_video.jobs.work import SegmentRecord, Worker, drop_segment, read_record, write_atomically
 from hat_video.jobs.workspace import (
     WORK_FOLDER,
     Receipt,
@@ -58,10 +60,8 @@ from hat_video.media.sequence import is_sequence, plain_name
 from hat_video.media.verify import verify
 from hat_video.model.zoo import Model
 
-__all__ = ["default_output", "upscale_file"]
+__all__ = ["check_trace", "default_output", "upscale_file"]
 
-# Bits a pixel: generous for what the default quality needs, and for what lossless coding needs.
-_BITS_LOSSY, _BITS_LOSSLESS = 0.3, 8.0
 _PART = ".part"
 
 
@@ -70,6 +70,22 @@ def default_output(source: Path, label: str) -> Path:
     suffix = source.suffix if source.suffix.lower() in CONTAINERS else ".mkv"
     stem = plain_name(source) if is_sequence(source) else source.stem
     return source.with_name(f"{stem}_{label}{suffix}")
+
+
+def check_trace(options: UpscaleOptions) -> None:
+    """Raises `OptionError` where the trace cannot be written: now, and not after the work."""
+    path = options.trace
+    if path is None:
+        return
+    folder = path.absolute().parent
+    try:
+        is_file = folder.is_dir() and not path.is_dir()
+    except OSError:
+        is_file = False  # a name that no file can have
+    if not is_file:
+        raise OptionError(f"--trace {path}: not a file in an existing folder; give another name")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise OptionError(f"--trace {path}: you may not write there; give another name")
 
 
 def upscale_file(
@@ -102,11 +118,13 @@ def upscale_file(
         HatVideoError: see `hat_video.errors`. The output's name never holds an unfinished file.
     """
     options = options or UpscaleOptions()
+    check_trace(options)
     source_path = Path(source)
     if output is None:
         output = default_output(source_path, output_label(options, model))
     target = Path(output)
-    with made_folder(target.parent), as_film(source_path, target, options) as film:
+    # Numbered pictures are bound below the lock, which keeps `clean` away from their film, too.
+    with made_folder(target.parent), locked(target), as_film(source_path, target, options) as film:
         run = _Run(film, target, options, on_progress, on_estimate, cancel or threading.Event())
         return replace(run.upscale(model, found), source=source_path)
 
@@ -156,7 +174,6 @@ class _Run:
                 raise OutputError(
                     f"{self.output}: exists, and these settings did not make it; use --overwrite or another -o"
                 )
-        self._check_space(plan)
         self._note_other_recipes(base, manifest)
         with self._work_folder(folder, base):
             return self._make(plan, folder)
@@ -205,20 +222,39 @@ class _Run:
             except OSError as error:
                 raise OutputError(f"{place}: cannot be written to: {error.strerror or error}") from None
 
-    def _check_space(self, plan: Plan) -> None:
-        manifest = plan.manifest
-        encoder, video = manifest.recipe.encoder, manifest.video
-        bits = _BITS_LOSSLESS if encoder.crf == 0 or encoder.name in ("ffv1", "prores_ks") else _BITS_LOSSY
-        film = int(video.width * video.height * len(manifest.index.pts) * bits / 8)
-        # Segments and the joined film exist side by side until the proof; the other streams only in the film.
-        share = len(manifest.index.pts) / len(plan.probe.index.pts)
-        needed = 2 * film + int(share * self.source.stat().st_size)
-        free = shutil.disk_usage(self.output.parent).free
-        if free < needed:
-            raise OutputError(
-                f"{self.output.parent}: {free / 1e6:.1f} MB are free, about {needed / 1e6:.1f} MB are needed;"
-                " free some space or write elsewhere with -o"
-            )
+    def _check_space(self, plan: Plan, folder: Path, records: Iterable[SegmentRecord]) -> None:
+        """Refuses what cannot fit; what may become tight goes on, since nothing is lost where the disk becomes full.
+
+        Segments and the joined film exist side by side until the proof; the other streams are only in the film.
+        """
+        manifest, kept, target = plan.manifest, list(records), self.output.parent
+        encoded = sum(record.bytes for record in kept)
+        left = len(manifest.index.pts) - sum(len(record.pts) + len(record.lost) for record in kept)
+        rest = film_bytes_before(manifest, left, sum(len(record.pts) for record in kept), encoded)
+        others = len(manifest.index.pts) * plan.probe.other_bytes // len(plan.probe.index.pts)
+        is_copied = all(stream.action in ("video", "copy") for stream in manifest.streams)
+        # The container of the segments costs more than the film's.
+        film = (3 * encoded // 4 + rest[0] + (others if is_copied else 0), encoded + rest[1] + others)
+        part = self.output.with_name(self.output.name + _PART)
+        try:
+            is_one_disk = folder.stat().st_dev == target.stat().st_dev
+            free = {place: shutil.disk_usage(place).free for place in (folder, target)}
+            if part.exists():
+                free[target] += part.stat().st_size  # what a killed run has joined is written over
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be looked at: {error.strerror or error}") from None
+        needs = {target: (rest[0] + film[0], rest[1] + film[1])} if is_one_disk else {folder: rest, target: film}
+        for place, (least, usual) in needs.items():
+            room = f"{place}: {free[place] / 1e6:.1f} MB"
+            if free[place] < least:
+                elsewhere = "write elsewhere with -o" if place == target else "give another --work-dir"
+                raise OutputError(
+                    f"{room} are free, at least {least / 1e6:.1f} MB are needed; free some space or {elsewhere}"
+                )
+            if free[place] < usual:
+                self._notes.append(
+                    f"{room} were free at the start, where {usual / 1e6:.1f} MB are usual for such a run"
+                )
 
     def _note_other_recipes(self, base: Path, manifest: Manifest) -> None:
         """Says what is different from the runs whose work lies beside ours, since that is why none of it is used."""
@@ -236,21 +272,20 @@ class _Run:
 
     @contextmanager
     def _work_folder(self, folder: Path, base: Path) -> Iterator[None]:
-        """The work folder, with the output locked; removed again by a run that leaves nothing to go on with."""
-        with locked(self.output):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                for left_over in folder.glob(".tmp-*"):
-                    left_over.unlink()
-                sweep(base)
-            except OSError as error:
-                raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from None
-            try:
-                yield
-            finally:
-                if not any(folder.glob("seg-*.json")):
-                    discard(folder)
-                remove_empty(base)
+        """The work folder; removed again by a run that leaves nothing to go on with."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left_over in folder.glob(".tmp-*"):
+                left_over.unlink()
+            sweep(base)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from None
+        try:
+            yield
+        finally:
+            if not any(folder.glob("seg-*.json")):
+                discard(folder)
+            remove_empty(base)
 
     def _make(self, plan: Plan, folder: Path) -> FileReport:
         manifest = plan.manifest
@@ -268,9 +303,9 @@ class _Run:
 
     def _work(self, plan: Plan, folder: Path) -> tuple[list[SegmentRecord], int]:
         manifest = plan.manifest
+        records = self._committed(folder, manifest)
+        self._check_space(plan, folder, records.values())
         write_atomically(folder / "manifest.json", manifest.to_json())
-        found = {segment.id: read_record(folder, manifest, segment) for segment in manifest.segments}
-        records = {id_: record for id_, record in found.items() if record is not None}
         to_do = [segment for segment in manifest.segments if segment.id not in records]
         reused = len(records)
         self._frames_reused = self._frames_done = sum(len(record.pts) for record in records.values())
@@ -284,6 +319,20 @@ class _Run:
             else:
                 self._work_here(plan, folder, jobs, to_do, records)
         return [records[segment.id] for segment in manifest.segments], reused
+
+    def _committed(self, folder: Path, manifest: Manifest) -> dict[int, SegmentRecord]:
+        """The segments of earlier runs. One that does not hold is taken back: making it again gives the same bytes."""
+        records = {}
+        for segment in manifest.segments:
+            try:
+                record = read_record(folder, manifest, segment)
+            except WorkError as error:
+                drop_segment(folder, segment)
+                self._notes.append(f"segment {segment.id} is made again: {error}")
+                continue
+            if record is not None:
+                records[segment.id] = record
+        return records
 
     def _work_here(
         self, plan: Plan, folder: Path, jobs: int, to_do: list[Segment], records: dict[int, SegmentRecord]

@@ -80,7 +80,8 @@ def preview_file(
 
     Args:
         source: the clip.
-        output: the clip to make, the picture gets its name with `.png`; `<stem>_preview.mp4` beside the source if None.
+        output: the clip to make, the picture gets its name with `.png`; if None `<stem>_preview.mp4` beside the source,
+            or `<stem>_preview_90.5s.mp4` where `at` is given.
         options: the choices, as for `upscale_file`; their range is not looked at.
         at: where, in seconds or `HH:MM:SS.mmm`; the middle if None.
         seconds: how long.
@@ -94,11 +95,14 @@ def preview_file(
     """
     options = options or UpscaleOptions()
     path, stop = Path(source), cancel or threading.Event()
+    start = parse_time(at, "--at")
+    parse_time(seconds, "--seconds", is_above_zero=True)
     stem = plain_name(path) if is_sequence(path) else path.stem
-    clip = path.with_name(f"{stem}_preview.mp4") if output is None else Path(output)
+    moment = "" if start is None else f"_{float(start):.12g}s"
+    clip = path.with_name(f"{stem}_preview{moment}.mp4") if output is None else Path(output)
     picture = clip.with_suffix(".png")
     _check_names(path, clip, picture, options)
-    with made_folder(clip.parent), as_film(path, clip, options) as film:
+    with made_folder(clip.parent), locked(clip), as_film(path, clip, options) as film:
         shown = _preview(film, clip, picture, replace(options, rate=None), at, seconds, on_progress, stop)
         return replace(shown, source=path)
 
@@ -116,7 +120,7 @@ def _preview(
     found = probe(path, options.limits())
     choices = _ranged(options, found, at, seconds)
     name = default_output(Path(path.name), "whole").name
-    with locked(clip), _workshop(clip) as folder:
+    with _workshop(clip) as folder:
         whole = plan_file(path, folder / name, replace(choices, start=None, duration=None), found=found)
         found = whole.probe  # as it is read: deinterlaced, for instance
         report = upscale_file(

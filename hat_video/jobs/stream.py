@@ -17,7 +17,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Stream
 
-from hat_video.errors import CancelledError, OptionError, OutputError, StrictError, WorkError
+from hat_video.errors import CancelledError, HatVideoError, OptionError, OutputError, StrictError, WorkError
 from hat_video.frames import FrameBatch
 from hat_video.inference.double_buffer import Prefetch, map_in_flight
 from hat_video.inference.processors import cpu_count
@@ -46,6 +46,8 @@ class StreamReport:
     scale: int
     streams: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    """in, out, lost (in packets that cannot be decoded), corrupt, reused (of an earlier run: none)."""
 
 
 def upscale_stream(
@@ -55,23 +57,26 @@ def upscale_stream(
     *,
     form: str = "mkv",
     source_name: str = "-",
+    target_name: str = "-o -",
     on_frames: Callable[[int], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> StreamReport:
     """Upscales what `source` gives into `target`, while it comes.
 
     Args:
-        source: any container that can be read from the front: ts, mkv, nut, flv, y4m, fragmented mp4.
+        source: any file; of a pipe any container that can be read from the front: ts, mkv, nut, flv, y4m, mp4 with its
+            index in front or in fragments.
         target: is written to, never read or moved in.
         options: as for files; what only files have (segments, ranges, the full proof) is refused.
         form: `mkv`, `nut` or `y4m`.
         source_name: of the source, for messages.
+        target_name: of the target, likewise.
         on_frames: called with 1 for each finished frame.
         cancel: set it to stop.
 
     Raises:
         SourceError, ModelError, OptionError, UsageError: the request cannot be met.
-        OutputError: nobody reads `target` any more.
+        OutputError: nobody reads `target` any more, or it cannot be written.
         StrictError: `options.strict`, and something would be lost; or was, which shows only at the end.
         CancelledError: `cancel` was set.
     """
@@ -104,18 +109,23 @@ def upscale_stream(
             threads=_ENCODER_THREADS,
         )
         losses = encoder_losses(small, large, spec.name, options.pixel_format) + sink_losses(form, small)
+        if chapters := len(opened.container.chapters()):
+            losses.append(f"{chapters} chapters are dropped: they do not go through a pipe")
         opened.notes += losses
         try:
-            sink, plans = open_sink(target, form, opened, spec, large)
+            sink, planned = open_sink(target, form, opened, spec, large)
+            plans = tuple(_dropped(plan) for plan in planned)
             if options.strict:
                 _refuse_losses(source_name, plans, losses)
             frames = FrameUpscaler(upscaler, small, large, reuse=options.reuse)
             work = _Upscale(frames)
             frames_out = _pump(opened, work, sink, options.jobs or cpu_count(), stop, on_frames)
         except BrokenPipeError:
-            raise OutputError("-o -: closed by its reader") from None
-        except FFmpegError as error:
-            raise OutputError(f"-o -: cannot be written: {error.strerror}") from None
+            raise OutputError(f"{target_name}: closed by its reader") from None
+        except HatVideoError:
+            raise
+        except (FFmpegError, OSError) as error:
+            raise OutputError(f"{target_name}: cannot be written: {error.strerror or error}") from None
         if work.frames != frames_out:
             raise WorkError(f"{source_name}: {work.frames} frames came in and {frames_out} went out")
         if isinstance(sink, Y4MWriter) and sink.uneven:
@@ -130,6 +140,7 @@ def upscale_stream(
             scale=model.scale,
             streams=[asdict(plan) for plan in plans],
             notes=opened.notes,
+            counts={**opened.counts, "out": frames_out, "reused": 0},
         )
 
 
@@ -192,11 +203,16 @@ class _Upscale:
         return item if isinstance(item, Packet) else self._upscaler.settled(self._upscaler(item))
 
 
+def _dropped(plan: StreamPlan) -> StreamPlan:
+    """The plan as it is carried out: only packets go through a pipe."""
+    if plan.action not in ("attach", "rebuild"):
+        return plan
+    return replace(plan, action="drop", reason="does not go through a pipe")
+
+
 def _refuse_losses(name: str, plans: tuple[StreamPlan, ...], losses: list[str]) -> None:
     if losses:
         raise StrictError(f"{name}: --strict refuses: {'; '.join(losses)}")
-    dropped = [
-        f"#{plan.index} {plan.kind}/{plan.codec}" for plan in plans if plan.action in ("drop", "attach", "rebuild")
-    ]
+    dropped = [f"#{plan.index} {plan.kind}/{plan.codec}" for plan in plans if plan.action == "drop"]
     if dropped:
         raise StrictError(f"{name}: --strict refuses to drop {', '.join(dropped)}; give files instead of pipes")

@@ -36,7 +36,7 @@ from hat_video.media.full_check import hash_planes, is_lossless
 from hat_video.media.probe import Probe, probe
 from hat_video.media.source import open_source
 
-__all__ = ["SegmentRecord", "Worker", "read_record", "write_atomically"]
+__all__ = ["SegmentRecord", "Worker", "drop_segment", "read_record", "write_atomically"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,8 @@ def read_record(folder: Path, manifest: Manifest, segment: Segment) -> SegmentRe
     """The record of a segment that is done, checked against its file; None if the segment is still to be made.
 
     Raises:
-        WorkError: the record is there, but its file is missing or was changed.
+        WorkError: there is a record, but it cannot be read or is of something else, or its file is missing or was
+            changed; the segment has to be made again.
     """
     sidecar = folder / f"seg-{segment.id:05d}.json"
     try:
@@ -107,9 +108,9 @@ def read_record(folder: Path, manifest: Manifest, segment: Segment) -> SegmentRe
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        raise WorkError(f"{sidecar}: not a segment's record ({type(error).__name__}); {_CURE}") from None
+        raise WorkError(f"{sidecar}: not a segment's record ({type(error).__name__})") from None
     if record.key != manifest.key or record.id != segment.id:
-        raise WorkError(f"{sidecar}: belongs to another run ({record.key}, segment {record.id}); {_CURE}")
+        raise WorkError(f"{sidecar}: belongs to another run ({record.key}, segment {record.id})")
     if record.file is None:
         return record
     path = folder / record.file
@@ -117,15 +118,29 @@ def read_record(folder: Path, manifest: Manifest, segment: Segment) -> SegmentRe
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise WorkError(f"{path}: {error.strerror or error}, though its record is there; {_CURE}") from None
+        raise WorkError(f"{path}: {error.strerror or error}, though its record is there") from None
     if sha256 != record.sha256:
-        raise WorkError(f"{path}: was changed after it was finished (sha256 differs); {_CURE}")
+        raise WorkError(f"{path}: was changed after it was finished (sha256 differs)")
     return record
+
+
+def drop_segment(folder: Path, segment: Segment) -> None:
+    """Takes a segment back that does not hold, so that it is made again and its space is free for that.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    try:
+        # The record first: without it the file is rubbish, and never the other way round.
+        (folder / f"seg-{segment.id:05d}.json").unlink(missing_ok=True)
+        for path in folder.glob(f"seg-{segment.id:05d}.*.mkv"):
+            path.unlink()
+    except OSError as error:
+        raise OutputError(f"{error.filename}: cannot be removed: {error.strerror or error}") from None
 
 
 # Double buffering: one batch is computed while another comes or goes.
 _BATCHES_ON_GPU = 2
-_CURE = "remove the work folder with `hat-video clean` and run again"
 
 
 class Worker:

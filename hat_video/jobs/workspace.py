@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,29 +173,54 @@ def discard(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def clean(path: str | os.PathLike[str]) -> list[Path]:
+def clean(path: str | os.PathLike[str], on_note: Callable[[str], None] | None = None) -> list[Path]:
     """Removes left-over work: of one output, or of every output below a folder. Receipts stay.
+
+    Args:
+        path: an output, or a folder.
+        on_note: called with one line for each output that a run is at work on; what it has made is left alone.
 
     Returns:
         The folders that were removed.
 
     Raises:
-        OutputError: there is no such path.
+        OutputError: there is no such path, or it cannot be removed.
     """
     target = Path(path)
     if target.is_dir():
-        bases = [base for root in sorted(target.rglob(WORK_FOLDER)) if root.is_dir() for base in sorted(root.iterdir())]
-        if target.name == WORK_FOLDER:
-            bases += sorted(target.iterdir())
+        bases = sorted(_bases(target))
     elif target.is_file() or _receipt_path(target).parent.is_dir():
         bases = [_receipt_path(target).parent]
     else:
         raise OutputError(f"{target}: no such file or folder, and no work left over for it")
     removed = []
     for base in bases:
-        for folder in sorted(base.iterdir()) if base.is_dir() else ():
-            if folder.is_dir():
-                shutil.rmtree(folder)
-                removed.append(folder)
-        remove_empty(base)
+        if not base.is_dir():
+            continue
+        output = base.parent.parent / base.name
+        try:
+            with locked(output):
+                for folder in sorted(base.iterdir()):
+                    if folder.is_dir():
+                        shutil.rmtree(folder)
+                        removed.append(folder)
+        except WorkError:
+            if on_note is not None:
+                on_note(f"{output}: is being worked on; left")
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"{error.filename or base}: cannot be removed: {error.strerror or error}") from None
     return removed
+
+
+def _bases(folder: Path) -> Iterator[Path]:
+    """The folders of all outputs at or below `folder`. Work within work goes with it, and is under its lock."""
+    roots = [folder] if folder.name == WORK_FOLDER else []
+    if not roots:
+        for root, folders, _ in os.walk(folder):
+            if WORK_FOLDER in folders:
+                folders.remove(WORK_FOLDER)
+                roots.append(Path(root) / WORK_FOLDER)
+    for work in roots:
+        yield from (base for base in work.iterdir() if base.is_dir())

@@ -1,11 +1,13 @@
-"""A source that can be read once and from the front.
+"""A source that is read once, from the front to the end.
 
 There is no index of a pipe, so nothing can be planned, resumed or proven beforehand; frames and packets go through in
-the order in which they come, each with its own time.
+the order in which they come, each with its own time. A file may come this way too, and its index may lie anywhere.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -51,26 +53,76 @@ _ADTS_BYTES = 7
 _SLACK = Fraction(1, 2)
 
 
+# What comes first is looked at before FFmpeg, which would read to the end of a pipe for an index that lies there.
+_HEAD_BYTES = 1 << 15
+# Boxes that an mp4 or mov may have before its index and its pictures.
+_LEADING_BOXES = (b"ftyp", b"free", b"skip", b"wide", b"pnot", b"uuid", b"pdin")
+
+
 class _Reader:
     """The reading half of a file, and nothing that could seek."""
 
     def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.head = self._rest = file.read(_HEAD_BYTES)
+        """The first bytes; they are read once more."""
+
+    def read(self, size: int) -> bytes:
+        if not self._rest:
+            return self._file.read(size)
+        taken, self._rest = self._rest[:size], self._rest[size:]
+        return taken
+
+
+class _FileReader:
+    """A file from where it stands: whoever handed it over may have read some of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
         self.read = file.read
+        self._file, self._begin = file, file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset + self._begin if whence == os.SEEK_SET else offset, whence) - self._begin
+
+    def tell(self) -> int:
+        return self._file.tell() - self._begin
+
+
+def _is_seekable(file: BinaryIO) -> bool:
+    """Whether it is a file, or something in memory; a device may say that it can seek, and does not."""
+    is_able = getattr(file, "seekable", None)
+    if is_able is None or not is_able():
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except (OSError, AttributeError):
+        return True
+
+
+def _is_index_last(head: bytes) -> bool:
+    """Whether an mp4 or mov has its pictures (mdat) before the index (moov) that says where each of them lies."""
+    at = 0
+    while len(head) >= at + 8:
+        size, kind = int.from_bytes(head[at : at + 4]), head[at + 4 : at + 8]
+        if kind not in _LEADING_BOXES or size < 8:
+            return kind == b"mdat"
+        at += size
+    return False
 
 
 class PipeSource:
     """Frames and packets of what comes through a pipe. A context manager; iterate `items` once.
 
     Args:
-        file: where the bytes come from.
+        file: where the bytes come from. What can be sought in is a file and not a pipe.
         name: of it, for messages.
         limits: what it may ask of this machine.
         deinterlace: as `settle_deinterlace` takes it; the first frame's mark counts.
         has_alpha: False: transparency is left out.
 
     Raises:
-        SourceError: it is no media that can be read from the front, asks for more than `limits`, or has no video that
-            can be decoded.
+        SourceError: it is no media, or a pipe of what cannot be read from the front; it asks for more than `limits`, or
+            has no video that can be decoded.
     """
 
     def __init__(
@@ -94,17 +146,36 @@ class PipeSource:
         self._counted = self._moved = self._bad = self._corrupt = self._woven = self._frames = 0
         self._transparent = 0
         self._first: int | None = None
+        # The first and the last second of sound and text.
+        self._others: tuple[Fraction, Fraction] | None = None
         self._error: str | None = None
+        where = "" if _is_seekable(file) else " that can be read from a pipe"
         try:
-            self.container: InputContainer = av.open(_Reader(file), "r", options=safe_options())
+            reader: _Reader | _FileReader = _Reader(file) if where else _FileReader(file)
+            if isinstance(reader, _Reader) and _is_index_last(reader.head):
+                raise SourceError(
+                    f"{name}: its index (moov) lies at the end, and nobody can seek in a pipe; give the file itself, or"
+                    " one with the index in front (ffmpeg -movflags +faststart) or in fragments"
+                )
+            self.container: InputContainer = av.open(reader, "r", options=safe_options())
+        except SourceError:
+            raise
         except (FFmpegError, OSError, ValueError) as error:
             what = getattr(error, "strerror", None) or error
-            raise SourceError(f"{name}: not a media stream that can be read from a pipe ({what})") from None
+            raise SourceError(f"{name}: not a media stream{where} ({what})") from None
         try:
             self._start()
         except BaseException:
             self.container.close()
             raise
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """in, lost and corrupt frames, once all items have been taken.
+
+        A packet that cannot be decoded is a frame lost; what lay behind an early end is not known.
+        """
+        return {"in": self._frames, "lost": self._bad, "corrupt": self._corrupt}
 
     def __enter__(self) -> Self:
         return self
@@ -173,6 +244,7 @@ class PipeSource:
                 self._error = error.strerror
                 packet = None
             if packet is not None and packet.stream.index != self.stream.index:
+                self._note_time(packet)
                 yield packet
                 continue
             if packet is not None and not packet.size and (packet.pts is not None or packet.dts is not None):
@@ -186,6 +258,13 @@ class PipeSource:
             yield from frames
             if is_end:
                 return
+
+    def _note_time(self, packet: Packet[Stream]) -> None:
+        base = to_fraction(packet.time_base)
+        if packet.pts is not None and base is not None:
+            begin, end = packet.pts * base, (packet.pts + (packet.duration or 0)) * base
+            first, last = self._others or (begin, end)
+            self._others = min(first, begin), max(last, end)
 
     def items(self) -> Iterator[FrameBatch | Packet[Stream]]:
         """Each frame as a batch of one, and the packets of the other streams, as they come.
@@ -222,7 +301,10 @@ class PipeSource:
             yield self._held.popleft()
 
     def _sum_up(self) -> None:
-        seen = (self._last or 0) * (self.stream.time_base or 0) - (self._first or 0) * (self.stream.time_base or 0)
+        base = to_fraction(self.stream.time_base) or Fraction(0)
+        ends = [(self._first or 0) * base, ((self._last or 0) + self._step) * base, *(self._others or ())]
+        # Sound may go on where the pictures have ended; the promise is the whole stream's.
+        seen = max(ends) - min(ends)
         promised = Fraction(self.container.duration or 0, 1_000_000)
         for count, what, is_loss in (
             (self._counted, "frames have no timestamp and are counted", False),

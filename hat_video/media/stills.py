@@ -6,6 +6,7 @@ libvips reads and writes them, since it keeps what belongs to a picture besides 
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -160,10 +161,12 @@ def write_still(path: Path, planes: tuple[Tensor, ...], info: VideoInfo, still: 
         types = {int: vips.GValue.gint_type, str: vips.GValue.gstr_type}
         for field, value in still.carried.items():
             image.set_type(types.get(type(value), vips.GValue.blob_type), field, value)
-        image.write_to_file(str(part.absolute()), **_SAVE[suffix])
+        # libvips would name the unfinished file, and not what hinders it.
+        part.write_bytes(image.write_to_buffer(suffix, **_SAVE[suffix]))
         part.replace(path)
     except (vips.Error, OSError) as error:
-        part.unlink(missing_ok=True)
-        said = " ".join(str(error).split())
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise OutputError(f"{path}: cannot be written: {said}") from None
     return notes

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import warnings
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def export_onnx(model: Model, path: Path) -> dict[str, Any]:
         part.write_bytes(proto.SerializeToString())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
     return facts
 
