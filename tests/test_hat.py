@@ -108,7 +108,7 @@ def test_full_size_hat_s() -> None:
         assert largest(fast32(frames), reference.float()(frames)) <= FP32
 
 
-@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("scale", [2, 3, 4])
 def test_shipped_models_equal_the_reference(scale: int) -> None:
     # The reference pools over the whole picture.
     model = load_model("hat-nano", scale=scale).pooled(0)

@@ -71,26 +71,28 @@ class Model:
 _SHIPPED = (
     ModelFacts(
         "hat-nano-video",
-        (2, 4),
+        (2, 3, 4),
         "real footage, quickly on a CPU: compression is not sharpened; the default",
         324_600,
         "Apache-2.0",
         "included",
         {
             2: "e127ab2d04d5167b580d2af9e7d105511ed5b4c0ad7ae15bbb7c48134b776b3a",
+            3: "36c468d77452d5a283780e873ed8cfa63889a322e671b03920e374a94bdea4fe",
             4: "0d22340bacbd0f0814ac4dae3a25e6fa74f619cc1a73fa54fa2c022be3ed81d6",
         },
         is_included=True,
     ),
     ModelFacts(
         "hat-nano",
-        (2, 4),
+        (2, 3, 4),
         "clean pictures, quickly on a CPU",
         324_600,
         "Apache-2.0",
         "included",
         {
             2: "2abaaf016d7ac20c83c7a8494a950124228bf35b67815b17b1ae3908012147ab",
+            3: "4b50033562c7173cc83d5e137b2d18208761e2a2c63f47d7ebf2b26d3afd80f4",
             4: "437f3bd047f5a2c6e7d9cf69a9d0247370370ac4802ea5480f67cf1330f437a8",
         },
         is_included=True,
