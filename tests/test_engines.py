@@ -135,5 +135,5 @@ def test_an_error_of_one_ends_all(clip: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_devices_that_are_not_there_are_refused(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert upscale(clip, "-o", tmp_path / "out.mp4", *WORDS, "--device", "cpu,tpu") == 1
+    assert upscale(clip, "-o", tmp_path / "out.mp4", *WORDS, "--device", "cpu,tpu") == 2
     assert "--device tpu: must be" in capsys.readouterr().err

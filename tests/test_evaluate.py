@@ -267,7 +267,7 @@ def test_bad_requests(stills: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nothing to evaluate on; give --stills DIR or --clips FILE" in said()
     assert "--crop 1,2,3: must be x,y,width,height" in said("--stills", stills, "--crop", "1,2,3")
     assert "--sheet" in said("--stills", stills, "--sheet", tmp_path / "no" / "sheet.png")
-    assert "no network of that scale" in said("--stills", stills, "--scale", 3)
+    assert "--scale 3: hat-pico has x2" in said("--stills", stills, "--scale", 3, "--model", "hat-pico")
     with pytest.raises(ModelError, match="no such file, nor a model"):
         evaluate(["none"], 2, stills=[stills])
     with pytest.raises(OutputError, match=r"--json .*: cannot be written"):

@@ -287,19 +287,19 @@ def test_other_times_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "line"),
+    ("words", "line"),
     [
-        (("--start", "-1"), 1, "--start -1"),
-        (("--start", "3"), 2, "--start 3: "),
-        (("--start", "1:00:00"), 2, "ends at 3.000 s"),
-        (("--duration", "0"), 1, "--duration 0: must be more than 0"),
-        (("--start", "1.001", "--duration", "0.001"), 2, "no frame begins"),
+        (("--start", "-1"), "--start -1"),
+        (("--start", "3"), "--start 3: "),
+        (("--start", "1:00:00"), "ends at 3.000 s"),
+        (("--duration", "0"), "--duration 0: must be more than 0"),
+        (("--start", "1.001", "--duration", "0.001"), "no frame begins"),
     ],
 )
 def test_wrong_ranges_are_one_line(
-    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, line: str
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], line: str
 ) -> None:
-    assert upscale(clip, "-o", tmp_path / "out.mp4", *FAST, *words) == code
+    assert upscale(clip, "-o", tmp_path / "out.mp4", *FAST, *words) == 2
     (said,) = [text for text in capsys.readouterr().err.splitlines() if text]
     assert line in said
     assert list(tmp_path.iterdir()) == []

@@ -333,4 +333,4 @@ def test_a_bad_box_is_refused(pool: str) -> None:
 
 def test_a_box_that_is_not_made_of_windows_is_refused(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", frames=2)
-    assert upscale(clip, "-o", tmp_path / "out.mp4", "--attention-pool", "box:12") == 1
+    assert upscale(clip, "-o", tmp_path / "out.mp4", "--attention-pool", "box:12") == 2

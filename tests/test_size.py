@@ -120,7 +120,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"size": "128p"}, 2, None),
         ({"size": "100p"}, 2, (150, 100)),
         ({"size": "64p"}, 2, (96, 64)),
-        ({"size": "150p"}, 4, (226, 150)),
+        ({"size": "150p"}, 3, (226, 150)),
+        ({"size": "150p", "model": "hat-pico"}, 2, (226, 150)),
         ({"size": "256p"}, 4, None),
         ({"size": "300p"}, 4, (450, 300)),
         ({"size": "150p", "model": "lanczos"}, 3, (226, 150)),
@@ -140,7 +141,7 @@ def test_the_smallest_scale_that_is_enough(
 
 def test_a_scale_that_the_model_lacks_is_still_refused(clip: Path, tmp_path: Path) -> None:
     with pytest.raises((ModelError, HatVideoError), match="--scale 3"):
-        plan_file(clip, tmp_path / "out.mkv", UpscaleOptions(size="150p", scale=3, model="hat-nano"))
+        plan_file(clip, tmp_path / "out.mkv", UpscaleOptions(size="150p", scale=3, model="hat-pico"))
 
 
 def test_size_is_in_the_key(clip: Path, tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_the_default_name_says_the_size(clip: Path, tmp_path: Path) -> None:
 
 def test_wrong_sizes_on_the_command_line(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("1080q", "0x0", "63p"):
-        assert upscale(clip, "-o", tmp_path / "out.mp4", *FAST, "--size", text) == 1
+        assert upscale(clip, "-o", tmp_path / "out.mp4", *FAST, "--size", text) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
         assert line.startswith(f"hat-video: --size {text}")
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -157,13 +158,26 @@ def test_a_log_that_stands_still_holds_up_no_recording(tmp_path: Path) -> None:
     words = ["camera", "test:", "-o", str(out), *FAST, "--duration", "60", "--progress", "json"]
     process = subprocess.Popen([sys.executable, "-m", "hat_video", *words], cwd=ROOT, stderr=write)
     os.close(write)
-    time.sleep(12)  # the figures of a few seconds fill the pipe
+    while _waiting_in(read) < 2500:  # a line of figures more, and it is full
+        time.sleep(0.1)
+    time.sleep(3)
     process.send_signal(signal.SIGINT)
-    time.sleep(4)
-    with av.open(str(out)) as container:
-        assert container.duration is not None, "only a finished file says it"
+    give_up = time.monotonic() + 15
+    while not _is_finished(out):
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
     os.close(read)
     process.wait(10)
+
+
+def _waiting_in(pipe: int) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _is_finished(path: Path) -> bool:
+    """Only a finished Matroska file says how long it is."""
+    with av.open(str(path)) as container:
+        return container.duration is not None
 
 
 def test_an_output_that_cannot_be_finished_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

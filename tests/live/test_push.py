@@ -301,12 +301,13 @@ def test_a_server_that_is_killed_and_comes_back(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_child_that_is_killed_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = children()
     monkeypatch.setattr("hat_video.live.output._LONGEST_DELAY", 1.0)
     url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
     events: list[OutputEvent] = []
     encoder = made_encoder()
     with nothing_left(), opened(encoder, url, on_event=events.append) as outputs, feeding(encoder, outputs):
-        (child,) = children()
+        (child,) = children() - others
         wait_until(lambda: outputs.figures[0].frames > 5)
         os.kill(child, signal.SIGKILL)
         wait_until(lambda: outputs.figures[0].reconnects == 1)
@@ -333,13 +334,14 @@ def test_a_child_that_fails_at_its_end(last: str, said: str | None) -> None:
 
 
 def test_a_child_that_hangs_at_the_end_is_told() -> None:
+    others = children()
     url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
     events: list[OutputEvent] = []
     encoder = made_encoder()
     with nothing_left(), opened(encoder, url, on_event=events.append) as outputs:
         with feeding(encoder, outputs):
             wait_until(lambda: outputs.figures[0].frames > 5)
-        (child,) = children()
+        (child,) = children() - others
         os.kill(child, signal.SIGSTOP)
     encoder.close()
     said = "was not finished in time; the last pictures may not have arrived"
@@ -349,11 +351,12 @@ def test_a_child_that_hangs_at_the_end_is_told() -> None:
 
 def test_a_service_that_is_ended_as_a_whole_sends_all_it_has() -> None:
     """A service manager sends SIGTERM to every process of it."""
+    others = children()
     url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
     encoder = made_encoder()
     with nothing_left(), opened(encoder, url) as outputs, feeding(encoder, outputs):
         wait_until(lambda: outputs.figures[0].frames > 5)
-        (child,) = children()
+        (child,) = children() - others
         os.kill(child, signal.SIGTERM)
         frames = outputs.figures[0].frames
         wait_until(lambda: outputs.figures[0].frames > frames + 5)
@@ -380,10 +383,11 @@ def test_nothing_outlives_a_parent_that_is_killed() -> None:
 
 
 def test_no_secret_is_among_the_words_of_the_child() -> None:
+    others = children()
     url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}?token=geheim"
     encoder = made_encoder()
     with opened(encoder, url) as outputs:
-        (child,) = children()
+        (child,) = children() - others
         assert b"geheim" not in Path(f"/proc/{child}/cmdline").read_bytes()
         assert "geheim" not in outputs.figures[0].name
     encoder.close()
