@@ -13,9 +13,10 @@ import typer
 from pydantic import TypeAdapter
 
 from hat_video.cli.declare import Verbose, declare
-from hat_video.cli.say import FAILED, Say, check_report, interruptible, say_as, write_report
+from hat_video.cli.say import FAILED, Say, interruptible, say_as, write_report
 from hat_video.jobs.camera import CameraEvent, CameraReport, upscale_camera
 from hat_video.jobs.camera_options import CameraOptions
+from hat_video.jobs.report import check_report
 from hat_video.live.figures import LiveFigures
 from hat_video.live.sources import Device, list_devices
 

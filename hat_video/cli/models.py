@@ -10,8 +10,9 @@ import typer
 from tqdm import tqdm
 
 from hat_video.cli.declare import Verbose
-from hat_video.cli.say import Say, check_report, interruptible
+from hat_video.cli.say import Say, interruptible
 from hat_video.inference.processors import cpu_count
+from hat_video.jobs.report import check_report
 from hat_video.presets import preset_names
 
 __all__ = ["evaluate_command", "export_command", "train_command", "train_data_command"]

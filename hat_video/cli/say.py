@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from hat_video.errors import OptionError, OutputError
+from hat_video.errors import OutputError
 from hat_video.jobs.directory import DirectoryReport
 from hat_video.jobs.estimate import Estimate
 from hat_video.jobs.report import FileReport, Progress, Stage
@@ -28,7 +28,6 @@ __all__ = [
     "USAGE",
     "Meter",
     "Say",
-    "check_report",
     "interruptible",
     "say_as",
     "tell_progress",
@@ -69,21 +68,6 @@ def say_as(progress: Literal["auto", "bar", "json", "none"], *, is_quiet: bool, 
     """What `--progress`, `-q` and `-v` come to: `auto` is a bar on a terminal."""
     automatic: Literal["bar", "none"] = "bar" if sys.stderr.isatty() and not is_quiet else "none"
     return Say(automatic if progress == "auto" else progress, is_quiet, is_verbose)
-
-
-def check_report(path: Path | None, option: str = "--report") -> None:
-    """Raises `OptionError` where a report cannot be written: now, and not after an hour."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    try:
-        is_file = folder.is_dir() and not path.is_dir()
-    except OSError:
-        is_file = False  # a name that no file can have
-    if not is_file:
-        raise OptionError(f"{option} {path}: not a file in an existing folder; give another name")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise OptionError(f"{option} {path}: you may not write there; give another name")
 
 
 def write_report(path: Path | None, kind: Any, report: object) -> None:

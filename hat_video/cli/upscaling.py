@@ -21,7 +21,6 @@ from hat_video.cli.say import (
     FAILED,
     Meter,
     Say,
-    check_report,
     interruptible,
     say_as,
     tell_progress,
@@ -35,7 +34,7 @@ from hat_video.jobs.choices import load_chosen_model, make_upscaler, output_labe
 from hat_video.jobs.directory import DirectoryReport, plan_clips, upscale_clips
 from hat_video.jobs.file import upscale_file
 from hat_video.jobs.options import UpscaleOptions, load_config
-from hat_video.jobs.report import FileReport, Stage
+from hat_video.jobs.report import FileReport, Stage, check_report
 from hat_video.jobs.sequence import as_film
 from hat_video.jobs.workspace import made_folder
 from hat_video.media.sequence import is_sequence, plain_name

@@ -15,10 +15,10 @@ from hat_video.frames import ColorInfo, PixelFormat, VideoInfo
 from hat_video.inference.upscaler import choose_devices
 from hat_video.jobs.choices import load_chosen_model, make_upscaler, output_label
 from hat_video.jobs.estimate import Estimate
-from hat_video.jobs.file import check_trace, default_output, upscale_file
+from hat_video.jobs.file import default_output, upscale_file
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import CONTAINERS
-from hat_video.jobs.report import FileReport, Progress
+from hat_video.jobs.report import FileReport, Progress, check_report
 from hat_video.jobs.workspace import WORK_FOLDER, has_receipt
 from hat_video.media.encoder import plan_encoder
 from hat_video.media.sequence import is_sequence
@@ -169,7 +169,7 @@ def _refuse_for_all(clips: Sequence[Clip], options: UpscaleOptions, model: Model
         What the encoder has against an ordinary clip in any of the containers. A few encoders take certain sizes only,
         so it is refused once a real clip fails, too.
     """
-    check_trace(options)
+    check_report(options.trace, "--trace")
     if options.rate is not None and not any(is_sequence(clip.source) for clip in clips):
         raise UsageError(
             f"--rate {options.rate}: is for numbered pictures (frame_%04d.png); clips have times of their own"

@@ -23,7 +23,6 @@ import torch
 from hat_video.errors import (
     CancelledError,
     HatVideoError,
-    OptionError,
     OutputError,
     SourceError,
     StrictError,
@@ -39,7 +38,7 @@ from hat_video.jobs.engines import LocalEngine, ProcessEngine
 from hat_video.jobs.estimate import Estimate, Trial, film_bytes_before
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, Segment, plan_file
-from hat_video.jobs.report import FileReport, Progress, Stage
+from hat_video.jobs.report import FileReport, Progress, Stage, check_report
 from hat_video.jobs.sequence import as_film
 from hat_video.jobs.verification import verify_files
 from hat_video.jobs.work import SegmentRecord, Worker, drop_segment, read_record, write_atomically
@@ -60,7 +59,7 @@ from hat_video.media.sequence import is_sequence, plain_name
 from hat_video.media.verify import verify
 from hat_video.model.zoo import Model
 
-__all__ = ["check_trace", "default_output", "upscale_file"]
+__all__ = ["default_output", "upscale_file"]
 
 _PART = ".part"
 
@@ -70,22 +69,6 @@ def default_output(source: Path, label: str) -> Path:
     suffix = source.suffix if source.suffix.lower() in CONTAINERS else ".mkv"
     stem = plain_name(source) if is_sequence(source) else source.stem
     return source.with_name(f"{stem}_{label}{suffix}")
-
-
-def check_trace(options: UpscaleOptions) -> None:
-    """Raises `OptionError` where the trace cannot be written: now, and not after the work."""
-    path = options.trace
-    if path is None:
-        return
-    folder = path.absolute().parent
-    try:
-        is_file = folder.is_dir() and not path.is_dir()
-    except OSError:
-        is_file = False  # a name that no file can have
-    if not is_file:
-        raise OptionError(f"--trace {path}: not a file in an existing folder; give another name")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise OptionError(f"--trace {path}: you may not write there; give another name")
 
 
 def upscale_file(
@@ -118,7 +101,7 @@ def upscale_file(
         HatVideoError: see `hat_video.errors`. The output's name never holds an unfinished file.
     """
     options = options or UpscaleOptions()
-    check_trace(options)
+    check_report(options.trace, "--trace")
     source_path = Path(source)
     if output is None:
         output = default_output(source_path, output_label(options, model))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from hat_video.errors import OptionError
 from hat_video.paths import JsonPath
 
-__all__ = ["FileReport", "Progress", "Stage"]
+__all__ = ["FileReport", "Progress", "Stage", "check_report"]
 
 Stage = Literal["plan", "work", "join", "verify", "done"]
 
@@ -58,3 +61,18 @@ class FileReport:
     """The line that says what was proven."""
     checked: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def check_report(path: Path | None, option: str = "--report") -> None:
+    """Raises `OptionError` where a report cannot be written: now, and not after an hour."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    try:
+        is_file = folder.is_dir() and not path.is_dir()
+    except OSError:
+        is_file = False  # a name that no file can have
+    if not is_file:
+        raise OptionError(f"{option} {path}: not a file in an existing folder; give another name")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise OptionError(f"{option} {path}: you may not write there; give another name")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -50,10 +51,8 @@ class Teller:
         """Has `function(value)` called. From any thread; never waits: what there is no place for is left out."""
         if function is None or function in self._broken:
             return
-        try:
+        with suppress(queue.Full):
             self._calls.put_nowait((function, partial(function, value)))
-        except queue.Full:
-            return
 
     def _run(self) -> None:
         while (told := self._calls.get()) is not None:
