@@ -51,7 +51,7 @@ check: $(READY)
 # With the torch that is there, and no network: nothing is installed.
 GPU_PYTHON ?= $(PYTHON)
 gpu-acceptance:
-	HAT_VIDEO_REQUIRE_GPU=1 $(GPU_PYTHON) -m pytest -m gpu -p no:xdist $(ARGS)
+	HAT_VIDEO_REQUIRE_GPU=1 $(GPU_PYTHON) -m pytest -m gpu -p no:xdist tests/test_gpu.py tests/test_nvdec.py tests/test_dali.py $(ARGS)
 	$(GPU_PYTHON) benchmarks/gpu.py
 
 format: $(READY)

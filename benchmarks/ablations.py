@@ -2,6 +2,8 @@
 
 python benchmarks/ablations.py RUNS --tiles tiles.npy --stills Set5 Set14    # trains what is missing, or was killed
 python benchmarks/ablations.py RUNS                                         # results/ablations.json, and its table
+
+On a GPU several at once use it best: `--jobs 8 --workers 1`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,7 +21,6 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.shapes import HEIGHT, WIDTH, read_run, timed  # noqa: E402
 from benchmarks.timing import machine, versions  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "ablations.json"
@@ -29,19 +31,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no CAB": ('network.without=["cab"]',),
     "no OCAB": ('network.without=["ocab"]',),
     "no CAB, no OCAB": ('network.without=["cab", "ocab"]',),
-    "window 16": ("network.window_size=16",),
     "overlap 0.25": ("network.overlap_ratio=0.25",),
     "overlap 0": ("network.overlap_ratio=0.0",),
     # All steps on the photographs that the second stage of the others has.
     "no pre-training": tuple(change.replace("stages.1", "stages.0") for change in _RICHEST),
+    "window 16": ("network.window_size=16",),
 }
 """Name -> what `hat-video train --set` changes of `configs/train/ablation.toml`."""
 
 
-def train(folder: Path, tiles: Path, stills: list[Path], changes: tuple[str, ...]) -> None:
+def train(folder: Path, tiles: Path, stills: list[Path], workers: int, changes: tuple[str, ...]) -> None:
     """One training, to its end, by the command."""
     words = ["train", "--config", str(ROOT / "configs" / "train" / "ablation.toml"), "--tiles", str(tiles)]
-    words += ["-o", str(folder), "--threads", "1", *(f"--stills={path}" for path in stills)]
+    words += ["-o", str(folder), "--threads", "1", "--workers", str(workers), *(f"--stills={path}" for path in stills)]
     words += [f"--set={change}" for change in changes]
     subprocess.run([sys.executable, "-m", "hat_video", *words], cwd=ROOT, check=True)
 
@@ -52,12 +54,23 @@ def main() -> None:
     parser.add_argument("--tiles", type=Path)
     parser.add_argument("--stills", type=Path, nargs="*", default=[])
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare the batches of each")
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     if arguments.tiles is not None:
-        for name in arguments.only:
-            train(arguments.runs.absolute() / name, arguments.tiles.absolute(), arguments.stills, VARIANTS[name])
+        runs, tiles = arguments.runs.absolute(), arguments.tiles.absolute()
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            trainings = [
+                pool.submit(train, runs / name, tiles, arguments.stills, arguments.workers, VARIANTS[name])
+                for name in arguments.only
+            ]
+        for training in trainings:
+            training.result()
         return
+    # Not where one only trains: it needs OpenVINO.
+    from benchmarks.shapes import HEIGHT, WIDTH, read_run, timed
+
     torch.set_num_threads(1)
     runs = {name: read_run(arguments.runs / name) for name in VARIANTS if (arguments.runs / name / "log.csv").exists()}
     times = timed({name: shape for name, (shape, _) in runs.items()}, arguments.rounds)

@@ -58,7 +58,7 @@ def to_rgb(planes: Sequence[Tensor], pixel_format: PixelFormat, color: ColorInfo
     yuv[:, 0] = luma
     for k in (1, 2):
         yuv[:, k] = _upsample(planes[k].float(), size, pixel_format, color)
-    matrix, bias = _decode_matrix(color.matrix, color.is_full_range, pixel_format.bit_depth)
+    matrix, bias = _decode_matrix(color.matrix, color.is_full_range, pixel_format.bit_depth, luma.device)
     return _mix(yuv, matrix, bias)
 
 
@@ -82,7 +82,7 @@ def from_rgb(rgb: Tensor, pixel_format: PixelFormat, color: ColorInfo) -> tuple[
     if pixel_format.kind == "rgb":
         red, green, blue = rgb.unbind(1)
         return tuple(_quantize(plane * scale + offset, pixel_format) for plane in (green, blue, red))
-    matrix, bias = _encode_matrix(color.matrix, color.is_full_range, pixel_format.bit_depth)
+    matrix, bias = _encode_matrix(color.matrix, color.is_full_range, pixel_format.bit_depth, rgb.device)
     if pixel_format.kind == "gray":
         return (_quantize(_mix(rgb, matrix[:1], bias[:1])[:, 0], pixel_format),)
     yuv = _mix(rgb, matrix, bias)
@@ -137,26 +137,25 @@ def _code_range(is_full_range: bool, bit_depth: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(scale, dtype=torch.float64), torch.tensor(offset, dtype=torch.float64)
 
 
+# Kept where they are used: a copy to a GPU waits for all that is queued there.
 @lru_cache(maxsize=32)
-def _encode_matrix(matrix: int, is_full_range: bool, bit_depth: int) -> tuple[Tensor, Tensor]:
+def _encode_matrix(matrix: int, is_full_range: bool, bit_depth: int, device: torch.device) -> tuple[Tensor, Tensor]:
     scale, offset = _code_range(is_full_range, bit_depth)
-    return (scale[:, None] * _yuv_matrix(matrix)).float(), offset.float()
+    return (scale[:, None] * _yuv_matrix(matrix)).float().to(device), offset.float().to(device)
 
 
 @lru_cache(maxsize=32)
-def _decode_matrix(matrix: int, is_full_range: bool, bit_depth: int) -> tuple[Tensor, Tensor]:
+def _decode_matrix(matrix: int, is_full_range: bool, bit_depth: int, device: torch.device) -> tuple[Tensor, Tensor]:
     scale, offset = _code_range(is_full_range, bit_depth)
     inverse = torch.linalg.inv(scale[:, None] * _yuv_matrix(matrix))
-    return inverse.float(), (-inverse @ offset).float()
+    return inverse.float().to(device), (-inverse @ offset).float().to(device)
 
 
 def _mix(channels: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     """`matrix` @ channels + `bias`, for every pixel, as one matrix product."""
     n, c, h, w = channels.shape
     flat = channels.reshape(n, c, h * w)
-    weights = matrix.to(channels.device).expand(n, -1, -1)
-    offset = bias.to(channels.device)[None, :, None]
-    return torch.baddbmm(offset, weights, flat).view(n, matrix.shape[0], h, w)
+    return torch.baddbmm(bias[None, :, None], matrix.expand(n, -1, -1), flat).view(n, matrix.shape[0], h, w)
 
 
 def _shift(log2: int, axis: str, siting: str) -> float:

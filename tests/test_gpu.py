@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hat_video.color import from_rgb, to_rgb
-from hat_video.errors import OptionError
+from hat_video.errors import CancelledError, OptionError
 from hat_video.frames import ColorInfo, FrameBatch, PixelFormat
 from hat_video.inference.double_buffer import StreamLane, run_through
 from hat_video.inference.fit import fit_to_gpu, gpu_memory, trial_bytes
@@ -21,12 +21,18 @@ from hat_video.inference.timeline import Timeline, busy_share
 from hat_video.inference.upscaler import Upscaler
 from hat_video.jobs.file import upscale_file
 from hat_video.jobs.options import UpscaleOptions
+from hat_video.jobs.picture import FrameUpscaler
 from hat_video.media.encoder import SegmentWriter, plan_encoder
 from hat_video.media.source import open_source
 from hat_video.model.zoo import load_model
+from hat_video.training.loop import Training
+from hat_video.training.recipe import Stage, TrainRecipe
 from tests.clips import make_clip
 from tests.command import sidecars, start, upscale, wait_for_segments
+from tests.test_training import RECIPE, tiles
 from tests.test_upscaler import poisoned
+
+__all__ = ["tiles"]  # a fixture is used by its name alone
 
 pytestmark = pytest.mark.gpu
 
@@ -173,10 +179,33 @@ def test_copies_and_the_model_overlap() -> None:
         (StreamLane("copy out", device, timeline), lambda plane: torch.empty(plane.shape, pin_memory=True).copy_(
             plane, non_blocking=True)),
     ]  # fmt: skip
-    items = (FrameBatch((frames,), (n,)) for n in range(30))
-    assert sum(1 for _ in run_through(items, stages, depth=2, stop=threading.Event())) == 30
-    assert busy_share(timeline.spans, "model", during="copy in") > 0.8
-    assert busy_share(timeline.spans, "model", during="copy out") > 0.8
+    items = (FrameBatch((frames,), (n,)) for n in range(60))
+    assert sum(1 for _ in run_through(items, stages, depth=2, stop=threading.Event())) == 60
+    # The first copies wait for pinned memory to be made.
+    began = sorted(begin for lane, begin, _, _ in timeline.spans if lane == "model")
+    spans = [span for span in timeline.spans if began[10] < span[1] < began[-2]]
+    assert busy_share(spans, "model", during="copy in") > 0.9
+    assert busy_share(spans, "model", during="copy out") > 0.9
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_the_network_is_queued_without_waiting_for_the_gpu(repeated: bool) -> None:
+    with open_source(CLIP, batch=4) as source:
+        batch, small = next(iter(source)), source.info
+    large = replace(small, width=2 * small.width, height=2 * small.height)
+    planes = tuple(plane[[0, 1, 1, 2]] if repeated else plane for plane in batch.planes)
+    frames = FrameUpscaler(Upscaler(load_model("hat-nano", scale=2), device="cuda"), small, large)
+    for mode in ("default", "error"):
+        frames.forget()
+        task = frames.look(FrameBatch(planes, batch.pts))
+        task = replace(task, batch=FrameBatch(tuple(plane.cuda() for plane in planes), batch.pts))
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            made = frames(task)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(frames.settled(made)) == 4
+    assert frames.same == 2 * repeated
 
 
 def test_memory_stays_flat_over_ten_thousand_frames(tmp_path: Path) -> None:
@@ -215,15 +244,15 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_frame_is_not_lost() -> None:
 
 
 def test_a_frame_that_is_too_large_is_cut_into_tiles(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", width=1280, height=720, frames=5, audio=())
     torch.cuda.empty_cache()
     total = gpu_memory(torch.device("cuda")).total
     try:
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (96 << 20)) / total)
-        options = UpscaleOptions(device="cuda", duration="0.2", precision="fp32")
-        report = upscale_file(CLIP, tmp_path / "out.mp4", options)
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (512 << 20)) / total)
+        report = upscale_file(clip, tmp_path / "out.mp4", UpscaleOptions(device="cuda", precision="fp32"))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert report.recipe["tile"] is None or report.recipe["tile"] >= 64
+    assert report.recipe["tile"] >= 64
     assert report.frames["out"] == 5
 
 
@@ -271,4 +300,45 @@ def test_frames_go_to_nvenc_where_they_lie(tmp_path: Path) -> None:
 
 def test_a_film_stays_on_the_gpu_from_end_to_end(tmp_path: Path) -> None:
     report = upscale_file(CLIP, tmp_path / "a.mp4", UpscaleOptions(device="cuda", encoder="auto", duration="1"))
-    assert report.frames == len(film(tmp_path / "a.mp4")[0])
+    assert report.frames["out"] == len(film(tmp_path / "a.mp4")[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("degradation", ["bicubic", "video"])
+def test_training_learns_what_it_does_on_a_cpu(tiles: Path, tmp_path: Path, precision: str, degradation: str) -> None:
+    stages = (
+        Stage("pretrain", iterations=30, rate=2e-3, batch=8, patch=32, warmup=3),
+        Stage("finetune", iterations=10, rate=5e-4, batch=8, patch=32, warmup=0, loss="l2", luma=0.75),
+    )
+    recipe: TrainRecipe = replace(RECIPE, stages=stages, precision=precision, degradation=degradation)  # type: ignore[arg-type]
+    held_out = {}
+    for device in ("cpu", "cuda"):
+        training = Training(recipe, tiles, tmp_path / device, device=device, threads=2, workers=2)
+        training.run(on_progress=lambda progress: None, cancel=threading.Event())
+        held_out[device] = training.evaluate()["held out"]
+    assert abs(held_out["cuda"] - held_out["cpu"]) < 0.1
+
+
+def test_a_training_on_the_gpu_goes_on_where_it_stopped(tiles: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, evaluate_every=6)
+    cancel = threading.Event()
+    with pytest.raises(CancelledError):
+        Training(recipe, tiles, tmp_path, device="cuda").run(on_progress=lambda _: cancel.set(), cancel=cancel)
+    training = Training(recipe, tiles, tmp_path, device="cuda")
+    assert 0 < training.iteration < recipe.iterations
+    training.run(on_progress=lambda _: None, cancel=threading.Event())
+    assert training.iteration == recipe.iterations
+    assert load_model(tmp_path / "model.safetensors").scale == 2
+
+
+def test_a_training_step_is_queued_without_waiting_for_the_gpu(tiles: Path, tmp_path: Path) -> None:
+    stage = Stage("finetune", iterations=4, rate=1e-3, batch=4, patch=16, loss="l2", luma=0.75)
+    training = Training(replace(RECIPE, stages=(stage,)), tiles, tmp_path, device="cuda")
+    module = training._shared_out()
+    hr = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8).pin_memory()
+    for mode in ("default", "default", "error"):
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            training._step(module, stage, *training._pair((hr,)))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

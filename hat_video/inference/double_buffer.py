@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -180,7 +181,7 @@ class StreamLane:
 
     def __init__(self, name: str, device: torch.device, timeline: Timeline | None = None) -> None:
         self._name, self._timeline = name, timeline
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _stream_of(name, device)
         # The GPU's clock and ours have this instant in common.
         self._origin = _event()
         self._origin.record(self._stream)
@@ -228,6 +229,12 @@ class _OnStream(Generic[R]):
         self.done.synchronize()
         self.lane.tell(self.begun, self.done, self.pts)
         return self.value
+
+
+@lru_cache
+def _stream_of(name: str, device: torch.device) -> torch.cuda.Stream:
+    """One for all lanes of a name: torch keeps freed memory for the stream that had it, so new ones would need more."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _event() -> torch.cuda.Event:

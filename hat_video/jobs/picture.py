@@ -186,7 +186,7 @@ class FrameUpscaler:
         if task.parts is not None:
             return [self._part(task.batch.planes, part) for part in task.parts]
         fresh = sorted({number for number in task.takes if number >= 0})
-        return [self._computed(tuple(plane[fresh] for plane in task.batch.planes))] if fresh else []
+        return [self._computed(tuple(_frames(plane, fresh) for plane in task.batch.planes))] if fresh else []
 
     def _put_together(
         self,
@@ -202,7 +202,9 @@ class FrameUpscaler:
         numbers = sorted({number for number in takes if number >= 0})
         if takes != tuple(numbers):
             where = [numbers.index(taken) if taken >= 0 else len(numbers) for taken in takes]
-            planes = tuple(torch.cat(same)[where] for same in zip(*(planes for planes, _ in sources), strict=True))
+            planes = tuple(
+                _frames(torch.cat(same), where) for same in zip(*(planes for planes, _ in sources), strict=True)
+            )
             finite = torch.stack([finite for _, finite in sources]).all()
         return planes, finite
 
@@ -252,6 +254,13 @@ class FrameUpscaler:
         return tuple(
             value[place] for value, place in zip(values, _places(own, large.pixel_format), strict=True)
         ), finite
+
+
+def _frames(plane: Tensor, numbers: list[int]) -> Tensor:
+    """Some frames of (N, h, w), in that order. An index would be copied to a GPU, and wait for all that is queued."""
+    if numbers == list(range(len(plane))):
+        return plane
+    return torch.stack([plane[number] for number in numbers])
 
 
 def _places(part: Rectangle, pixel_format: PixelFormat) -> tuple[tuple[slice, slice, slice], ...]:

@@ -198,8 +198,9 @@ class HAB(nn.Module):
 
     def _mask(self, height: int, width: int, like: Tensor) -> Tensor:
         """(windows, n, n): 0 where two tokens were neighbours before the roll, -100 where they were not."""
-        rows = shift_regions(height, self.size, self.shift)
-        columns = shift_regions(width, self.size, self.shift)
+        # Made where it is wanted: a copy from the CPU would hold up all that is queued for a GPU.
+        rows = shift_regions(height, self.size, self.shift, like.device)
+        columns = shift_regions(width, self.size, self.shift, like.device)
         region = window_partition((3 * rows[:, None] + columns)[None, :, :, None], self.size)[..., 0]
         # Upstream's -100, not -inf: the weights were trained with what little it lets through.
         return (region[:, :, None] != region[:, None, :]).to(like) * -100.0

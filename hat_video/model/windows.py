@@ -51,12 +51,12 @@ def overlapping_windows(x: Tensor, size: int, overlap_size: int) -> Tensor:
     return window_partition(x, overlap_size)
 
 
-def shift_regions(length: int, size: int, shift: int) -> Tensor:
+def shift_regions(length: int, size: int, shift: int, device: torch.device | None = None) -> Tensor:
     """(length,) int64: which part of a rolled axis each position came from; only equal parts may see each other.
 
     After rolling by `shift`, the last window of an axis holds the end of the axis and, wrapped around, its beginning.
     """
-    region = torch.zeros(length, dtype=torch.long)
+    region = torch.zeros(length, dtype=torch.long, device=device)
     region[-size:-shift] = 1
     region[-shift:] = 2
     return region

@@ -12,9 +12,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,11 @@ _OF_NO_CONSEQUENCE = ("name", "purpose", "evaluate_every", "save_every_seconds")
 """Fields of a recipe that leave the weights as they are: they may change from one session to the next."""
 
 
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Item i is this process's share of the global batch of iteration i: (HR uint8 or float, LR)."""
+class _Batches(Dataset[tuple[Tensor, ...]]):
+    """Item i is this process's share of the global batch of iteration i: (HR uint8, LR), or HR alone.
+
+    What is only made smaller is made smaller where the network is: on a GPU that takes no time.
+    """
 
     def __init__(self, recipe: TrainRecipe, tiles: dict[str, TileSet], rank: int, world: int) -> None:
         self._recipe, self._tiles, self._rank, self._world = recipe, tiles, rank, world
@@ -58,7 +62,7 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self._recipe.iterations
 
-    def __getitem__(self, iteration: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, iteration: int) -> tuple[Tensor, ...]:
         stage, _ = self._recipe.stage_at(iteration)
         tiles = self._tiles[stage.name]
         if self._recipe.degradation == "video":
@@ -67,8 +71,7 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         crops = [
             tiles.crops(1, side, self._rng(iteration, sample)) for sample in range(self._rank, stage.batch, self._world)
         ]
-        hr = torch.from_numpy(np.concatenate(crops)).float() / 255
-        return hr, degrade_bicubic(hr, self._recipe.scale)
+        return (torch.from_numpy(np.concatenate(crops)),)
 
     def _shots(self, stage: Stage, tiles: TileSet, iteration: int) -> tuple[Tensor, Tensor]:
         degradation = VideoDegradation(self._recipe.scale)
@@ -350,10 +353,10 @@ class Training:
         began = saved = time.monotonic()
         before = self.seconds
         losses: list[Tensor] = []
-        for hr, lr in loader:
+        for batch in loader:
             stage, number = recipe.stage_at(self.iteration)
             rate = self._enter(stage, number)
-            losses.append(self._step(module, stage, hr.to(self.device), lr.to(self.device)))
+            losses.append(self._step(module, stage, *self._pair(batch)))
             self.iteration += 1
             self.seconds = before + time.monotonic() - began
             is_told = self._is_due or self.iteration % _TELL_EVERY == 0
@@ -425,6 +428,12 @@ class Training:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    def _pair(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """(HR, LR) float32 in [0, 1], on the device, of what `_Batches` gives."""
+        hr, *lr = (part.to(self.device, non_blocking=True) for part in batch)
+        hr = hr.float() / 255 if hr.dtype == torch.uint8 else hr
+        return hr, lr[0] if lr else degrade_bicubic(hr, self.recipe.scale)
 
     def _step(self, module: nn.Module, stage: Stage, hr: Tensor, lr: Tensor) -> Tensor:
         sr = module(lr)
@@ -505,13 +514,18 @@ def _distance(sr: Tensor, hr: Tensor, stage: Stage) -> Tensor:
     difference = sr - hr
     loss = _mean(difference, stage)
     if stage.luma:
-        weights = torch.tensor([0.299, 0.587, 0.114], device=sr.device)
-        y = _mean(torch.einsum("bchw,c->bhw", difference, weights), stage)
+        y = _mean(torch.einsum("bchw,c->bhw", difference, _luma_weights(sr.device)), stage)
         loss = (1 - stage.luma) * loss + stage.luma * y
     if stage.frequency:
         spectra = torch.fft.rfft2(difference, norm="ortho")
         loss = loss + stage.frequency * spectra.abs().mean()
     return loss
+
+
+@lru_cache
+def _luma_weights(device: torch.device) -> Tensor:
+    """Kept: a copy to a GPU waits for all that is queued there."""
+    return torch.tensor([0.299, 0.587, 0.114], device=device)
 
 
 def _mean(difference: Tensor, stage: Stage) -> Tensor:
