@@ -1,9 +1,9 @@
 """The paper's ablations at hat-nano's shape: short trainings that differ in one thing, and what each costs in time.
 
 python benchmarks/ablations.py RUNS --tiles tiles.npy --stills Set5 Set14    # trains what is missing, or was killed
-python benchmarks/ablations.py RUNS                                         # results/ablations.json, and its table
+python benchmarks/ablations.py RUNS                                         # results/ablations.json, a table, a plot
 
-On a GPU several at once use it best: `--jobs 8 --workers 1`.
+On a GPU that processes share (NVIDIA's multi-process service): `--jobs 8 --workers 1`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.timing import machine, versions  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "ablations.json"
+PLOT = ROOT / "docs" / "images" / "ablations.png"
 BASE = "hat-nano"
 _RICHEST = ("stages.1.mix={ photo = 0.9, vector = 0.1 }", "stages.1.richest_db=32.0")
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare the batches of each")
+    parser.add_argument("--plot", default="Set14", help="the set that the plot shows")
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     if arguments.tiles is not None:
@@ -69,7 +71,7 @@ def main() -> None:
             training.result()
         return
     # Not where one only trains: it needs OpenVINO.
-    from benchmarks.shapes import HEIGHT, WIDTH, read_run, timed
+    from benchmarks.shapes import HEIGHT, WIDTH, plot, read_run, timed
 
     torch.set_num_threads(1)
     runs = {name: read_run(arguments.runs / name) for name in VARIANTS if (arguments.runs / name / "log.csv").exists()}
@@ -94,6 +96,13 @@ def main() -> None:
         "variants": rows,
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    plot(
+        {name: (row["times_the_base"], row["y_psnr"][arguments.plot]) for name, row in rows.items()},
+        PLOT,
+        f"time per pixel, {BASE} = 1",
+        f"{arguments.plot} x2, Y-PSNR, dB, after a short training",
+        [BASE],
+    )
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ def main() -> None:
     given = parser.parse_args()
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     result |= {
-        "command": "python benchmarks/live.py",
+        "command": f"python benchmarks/live.py --seconds {given.seconds}",
         "machine": machine(),
         "versions": versions("torch", "openvino", "av"),
         "source": f"{SIZE} at {FPS} frames a second",

@@ -14,7 +14,7 @@ import csv
 import json
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,30 +78,23 @@ def read_run(folder: Path) -> tuple[NetworkShape, dict[str, Any]]:
     }
 
 
-def plot(rows: dict[str, dict[str, Any]], which: str) -> None:
-    """Y-PSNR over time, one point for each network."""
+def plot(points: Mapping[str, tuple[float, float]], path: Path, across: str, up: str, others: Collection[str]) -> None:
+    """A point with its name for each network; those of `others` in another colour."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, row in rows.items():
-        if which in row["y_psnr"]:
-            colour = "tab:blue" if row["network"]["kind"] == "hat" else "tab:orange"
-            axes.plot(row["times_the_yardstick"], row["y_psnr"][which], "o", color=colour)
-            axes.annotate(
-                name,
-                (row["times_the_yardstick"], row["y_psnr"][which]),
-                fontsize=8,
-                xytext=(4, 4),
-                textcoords="offset points",
-            )
-    axes.set_xlabel("time per pixel, Compact 16x64 = 1")
-    axes.set_ylabel(f"{which} x2, Y-PSNR, dB")
+    for name, place in points.items():
+        axes.plot(*place, "o", color="tab:orange" if name in others else "tab:blue")
+        axes.annotate(name, place, fontsize=8, xytext=(4, 4), textcoords="offset points")
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
     axes.grid(color="0.9")
-    PLOT.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PLOT, dpi=100)
+    axes.margins(x=0.1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -140,7 +133,13 @@ def main() -> None:
         "shapes": rows,
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    plot(rows, arguments.plot)
+    plot(
+        {name: (row["times_the_yardstick"], row["y_psnr"][arguments.plot]) for name, row in rows.items()},
+        PLOT,
+        "time per pixel, Compact 16x64 = 1",
+        f"{arguments.plot} x2, Y-PSNR, dB",
+        [name for name, row in rows.items() if row["network"]["kind"] != "hat"],
+    )
 
 
 if __name__ == "__main__":

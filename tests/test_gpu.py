@@ -117,7 +117,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_two_processes_on_one_gpu_give_the_same_bytes(tmp_path: Path) -> None:
-    words = ("--segment", "0.5", "--preset", "ultrafast", "--duration", "3", "-q")
+    words = ("--segment", "0.5", "--duration", "3", "-q")
     assert upscale(CLIP, "-o", tmp_path / "one.mp4", *words, "--device", "cuda:0") == 0
     assert upscale(CLIP, "-o", tmp_path / "two.mp4", *words, "--device", "cuda:0,cuda:0") == 0
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
@@ -188,13 +188,15 @@ def test_copies_and_the_model_overlap() -> None:
     assert busy_share(spans, "model", during="copy out") > 0.9
 
 
-@pytest.mark.parametrize("repeated", [False, True])
-def test_the_network_is_queued_without_waiting_for_the_gpu(repeated: bool) -> None:
+@pytest.mark.parametrize(("repeated", "tile"), [(False, None), (True, None), (False, 64)])
+def test_the_network_is_queued_without_waiting_for_the_gpu(repeated: bool, tile: int | None) -> None:
     with open_source(CLIP, batch=4) as source:
         batch, small = next(iter(source)), source.info
     large = replace(small, width=2 * small.width, height=2 * small.height)
     planes = tuple(plane[[0, 1, 1, 2]] if repeated else plane for plane in batch.planes)
-    frames = FrameUpscaler(Upscaler(load_model("hat-nano", scale=2), device="cuda"), small, large)
+    # Over the whole picture, so that tiles are those that are blended.
+    model = load_model("hat-nano", scale=2).pooled(16 if tile is None else 0)
+    frames = FrameUpscaler(Upscaler(model, device="cuda", tile=tile), small, large)
     for mode in ("default", "error"):
         frames.forget()
         task = frames.look(FrameBatch(planes, batch.pts))

@@ -199,11 +199,12 @@ def encode(path: Path, clip: Path, **choices: object) -> tuple[str, list[int], V
     return facts.sha256, list(facts.pts), info
 
 
+@pytest.mark.parametrize("threads", [2, 8])
 @pytest.mark.parametrize("name", ["libx264", "libx265", "libvpx-vp9", "ffv1"])
-def test_same_frames_give_the_same_bytes(tmp_path: Path, name: str) -> None:
+def test_same_frames_give_the_same_bytes(tmp_path: Path, name: str, threads: int) -> None:
     """Not a matter of course: see docs/adr/0004."""
     clip = make_clip(tmp_path / "clip.mp4", width=192, height=144, audio=())
-    results = [encode(tmp_path / f"{i}.mkv", clip, name=name) for i in range(5)]
+    results = [encode(tmp_path / f"{i}.mkv", clip, name=name, threads=threads) for i in range(5)]
     assert len({sha256 for sha256, _, _ in results}) == 1
     assert sorted(results[0][1]) == list(probe(clip).index.pts)
 

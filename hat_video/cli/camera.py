@@ -55,7 +55,7 @@ class _Line:
 
 
 def status_line(now: LiveFigures) -> str:
-    """For people: `in 15.0 out 14.9 fps  drop 1%  lat 96 ms  hat-pico  reconnects 1`."""
+    """For people: `in 15.0 out 14.9 fps  drop 1%  lat 96 ms  cnn-pico-video  reconnects 1`."""
     lost = sum(now.dropped.values())
     share = 100 * lost / now.frames_in if now.frames_in else 0.0
     words = [

@@ -8,6 +8,7 @@ other pixels. Tiles are for frames that do not fit in memory. Models that pool o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,18 @@ def ramp(size: int, overlap: int, *, is_first: bool, is_last: bool) -> Tensor:
     return weights
 
 
+# Kept where they are used: a copy to a GPU waits for all that is queued there. Nine kinds of tile are in a frame.
+@lru_cache(maxsize=32)
+def _tile_weights(
+    vertical: tuple[int, int, bool, bool], horizontal: tuple[int, int, bool, bool], device: torch.device
+) -> Tensor:
+    down, across = (
+        ramp(size, overlap, is_first=is_first, is_last=is_last)
+        for size, overlap, is_first, is_last in (vertical, horizontal)
+    )
+    return (down[:, None] * across).to(device)
+
+
 def tiled(function: Callable[[Tensor], Tensor], rgb: Tensor, scale: int, tile: int) -> Tensor:
     """`function` of overlapping tiles, blended.
 
@@ -74,9 +87,9 @@ def tiled(function: Callable[[Tensor], Tensor], rgb: Tensor, scale: int, tile: i
     for y in rows:
         for x in columns:
             piece = function(rgb[:, :, y : y + tall, x : x + wide])
-            vertical = ramp(tall * scale, overlap * scale, is_first=y == rows[0], is_last=y == rows[-1])
-            horizontal = ramp(wide * scale, overlap * scale, is_first=x == columns[0], is_last=x == columns[-1])
-            weights = (vertical[:, None] * horizontal).to(rgb.device)
+            vertical = (tall * scale, overlap * scale, y == rows[0], y == rows[-1])
+            horizontal = (wide * scale, overlap * scale, x == columns[0], x == columns[-1])
+            weights = _tile_weights(vertical, horizontal, rgb.device)
             place = (..., slice(y * scale, (y + tall) * scale), slice(x * scale, (x + wide) * scale))
             out[place] += piece * weights
             total[place] += weights

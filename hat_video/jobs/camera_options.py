@@ -34,7 +34,7 @@ class CameraOptions:
     ladder: Annotated[
         str | None,
         "models from the best to the fastest, with commas: when one cannot keep up, the next takes over;"
-        " default, without --model: the included networks, then bicubic",
+        " default, without --model: the default one, a faster one where there is one, then bicubic",
     ] = None
     max_latency: Annotated[
         float | None, "milliseconds from a frame's arrival to its encoded picture that the ladder must keep below"

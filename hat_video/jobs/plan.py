@@ -43,6 +43,7 @@ from hat_video.paths import JsonPath
 
 __all__ = [
     "CONTAINERS",
+    "ENCODER_THREADS",
     "Manifest",
     "Plan",
     "Recipe",
@@ -57,7 +58,7 @@ CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", "
 _VERSION = 1
 # x264's bytes depend on its number of threads, so it is a part of the recipe and not of the machine. Where a GPU
 # computes the network, the CPU has little else to do: on an H100 two threads took four fifths of the time.
-_ENCODER_THREADS = {"cpu": 2, "cuda": 8}
+ENCODER_THREADS = {"cpu": 2, "cuda": 8}
 _GPU_ENCODER = "h264_nvenc"
 # Measured peak of the CPU path, in bytes a source pixel and channel of the trunk (fp32), with the tail's share in it.
 _BYTES_PER_PIXEL_AND_CHANNEL = 100
@@ -283,7 +284,7 @@ def _plan_encoder(
             preset=options.preset,
             options=options.encoder_options(),
             pixel_format=options.pixel_format,
-            threads=_ENCODER_THREADS[device],
+            threads=ENCODER_THREADS[device],
             from_gpu=from_gpu,
         )
 

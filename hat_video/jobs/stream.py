@@ -21,9 +21,11 @@ from hat_video.errors import CancelledError, HatVideoError, OptionError, OutputE
 from hat_video.frames import FrameBatch
 from hat_video.inference.double_buffer import Prefetch, map_in_flight
 from hat_video.inference.processors import cpu_count
+from hat_video.inference.upscaler import choose_devices
 from hat_video.jobs.choices import load_chosen_model, make_upscaler, size_notes
 from hat_video.jobs.options import UpscaleOptions, refuse_idle
 from hat_video.jobs.picture import FrameUpscaler, Task
+from hat_video.jobs.plan import ENCODER_THREADS
 from hat_video.jobs.size import parse_size, settle_size
 from hat_video.media.encoder import plan_encoder
 from hat_video.media.formats import encoder_losses
@@ -32,8 +34,6 @@ from hat_video.media.pipe import PipeSource
 from hat_video.media.sinks import PIPE_FORMATS, Sink, Y4MWriter, open_sink, sink_losses
 
 __all__ = ["StreamReport", "upscale_stream"]
-
-_ENCODER_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def upscale_stream(
             preset=options.preset,
             options=options.encoder_options(),
             pixel_format=options.pixel_format,
-            threads=_ENCODER_THREADS,
+            threads=ENCODER_THREADS[choose_devices(options.device)[0].type],
         )
         losses = encoder_losses(small, large, spec.name, options.pixel_format) + sink_losses(form, small)
         if chapters := len(opened.container.chapters()):

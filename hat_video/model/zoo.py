@@ -110,7 +110,7 @@ _SHIPPED = (
     ModelFacts(
         "cnn-pico",
         (2,),
-        "clean pictures, hat-pico's quality in half of its time; a convolutional network, no HAT",
+        "clean pictures, hat-pico's quality in two thirds of its time; a convolutional network, no HAT",
         97_196,
         "Apache-2.0",
         "included",

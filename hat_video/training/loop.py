@@ -494,7 +494,7 @@ class Training:
         return float(np.mean(values))
 
     def export(self, path: Path, scores: Mapping[str, float]) -> None:
-        """The EMA as a model file; a network for comparison keeps its own names, and nothing reads it."""
+        """The EMA as a model file; a network that is no HAT keeps its own names."""
         facts: dict[str, Any] = {
             "name": self.recipe.name,
             "purpose": self.recipe.purpose,
