@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 import pytest
 import torch
 
@@ -17,6 +20,7 @@ from hat_video.errors import OptionError, SourceError
 from hat_video.frames import FrameBatch, VideoInfo
 from hat_video.jobs.options import encoder_options_of
 from hat_video.media.encoder import SegmentWriter, plan_encoder
+from hat_video.media.passthrough import plan_streams
 from hat_video.media.probe import nearest_planar, probe
 from hat_video.media.source import open_source
 from tests.clips import make_clip
@@ -197,6 +201,25 @@ def encode(path: Path, clip: Path, **choices: object) -> tuple[str, list[int], V
     assert facts.bytes == path.stat().st_size
     assert facts.key[0]
     return facts.sha256, list(facts.pts), info
+
+
+def test_ffmpegs_log_is_off_whatever_is_tried_at_once(tmp_path: Path) -> None:
+    """A level that is left on hangs a decoder, now and then and for ever: see hat_video/media/ffmpeg_log.py."""
+    found = probe(make_clip(tmp_path / "clip.mkv", frames=2))
+    stop = time.monotonic() + 3
+
+    def encoders() -> None:
+        while time.monotonic() < stop:
+            plan_encoder("matroska", found.video, found.video.width, found.video.height, name="ffv1")
+
+    def streams() -> None:
+        while time.monotonic() < stop:
+            plan_streams(found.path, "mp4", video_index=0)
+
+    with ThreadPoolExecutor(4) as pool:
+        for work in [pool.submit(one) for one in (encoders, streams, encoders, streams)]:
+            work.result()
+    assert av.logging.get_level() is None
 
 
 @pytest.mark.parametrize("threads", [2, 8])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from av.error import FFmpegError
 from hat_video.errors import OptionError, OutputError
 from hat_video.frames import ColorInfo, FrameBatch, PixelFormat, VideoInfo
 from hat_video.media.encoder_frames import WOVEN, EncoderFrames, can_be_woven
+from hat_video.media.ffmpeg_log import hear_ffmpeg
 from hat_video.media.formats import choose_format, choose_shape
 from hat_video.media.hdr import hdr_options, hdr_written_by
 from hat_video.media.stereo import stereo_options, stereo_written_by
@@ -271,26 +271,18 @@ def add_video(container: OutputContainer, spec: EncoderSpec, info: VideoInfo) ->
     return stream
 
 
-_capture_lock = threading.Lock()
-
-
 def _try(spec: EncoderSpec, info: VideoInfo, container: str) -> None:
     """Opens the encoder and writes a header in memory: what is wrong shows now and not after an hour."""
     asked = ", ".join(f"{key}={value}" for key, value in spec.private_options().items())
-    with _capture_lock:
-        level = av.logging.get_level()
-        av.logging.set_level(av.logging.WARNING)
-        try:
-            with av.logging.Capture() as logs:
-                left = _open_in_memory(spec, info, container)
-        except (FFmpegError, ValueError, RuntimeError, NotImplementedError) as error:
-            said = [text.strip() for _, _, text in logs] or [str(getattr(error, "strerror", None) or error)]
-            raise OptionError(
-                f"encoder {spec.name} at {info.width}x{info.height} in {container},"
-                f" with {asked or 'no options'}: {said[-1]}"
-            ) from None
-        finally:
-            av.logging.set_level(level)
+    try:
+        with hear_ffmpeg(av.logging.WARNING), av.logging.Capture() as logs:
+            left = _open_in_memory(spec, info, container)
+    except (FFmpegError, ValueError, RuntimeError, NotImplementedError) as error:
+        said = [text.strip() for _, _, text in logs] or [str(getattr(error, "strerror", None) or error)]
+        raise OptionError(
+            f"encoder {spec.name} at {info.width}x{info.height} in {container},"
+            f" with {asked or 'no options'}: {said[-1]}"
+        ) from None
     if left:
         raise OptionError(f"--encoder-option {', '.join(f'{k}={v}' for k, v in left.items())}: unknown to {spec.name}")
     # A typo inside x264-params or its like is no error to FFmpeg; it is only said in the log.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -37,6 +37,7 @@ from hat_video.media.carry import (
     readable,
     sentence_of,
 )
+from hat_video.media.ffmpeg_log import hear_ffmpeg
 from hat_video.media.opening import demux
 from hat_video.media.span import Span
 
@@ -170,23 +171,12 @@ def _audio_target(s: AudioStream, codec: str, container: str) -> str | None:
     return None
 
 
-@contextmanager
-def _muxer_text() -> Iterator[None]:
-    # With PyAV's default level an exception does not carry the muxer's sentence; at PANIC it does, and nothing is
-    # logged.
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.PANIC)
-    try:
-        yield
-    finally:
-        av.logging.set_level(level)
-
-
 def _refusal(
     container: str, add: Callable[[OutputContainer], Stream], options: dict[str, str] | None = None
 ) -> str | None:
     """Why `container` cannot hold the stream that `add` adds; None if it can. Only the header is proof."""
-    with _muxer_text():
+    # So that an exception carries the muxer's sentence.
+    with hear_ffmpeg(av.logging.PANIC):
         out = av.open(io.BytesIO(), "w", format=container, options=options)
         try:
             add(out)
