@@ -88,7 +88,7 @@ def main() -> None:
         scores = " / ".join(f"{value:.2f}" for value in row["y_psnr"].values())
         print(f"| {name} | {row['parameters']:,} | {row['times_the_base']:.2f} | {scores} |")
     result = {
-        "command": "python benchmarks/ablations.py RUNS",
+        "command": "python benchmarks/ablations.py benchmarks/results/ablations",
         "machine": machine(),
         "versions": versions("torch", "openvino"),
         "threads": 1,
