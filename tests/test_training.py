@@ -150,6 +150,41 @@ def test_a_kill_before_the_last_evaluation_is_made_up_for(is_logged: bool, tiles
     assert (tmp_path / "log.csv").read_text() == "".join(rows)
 
 
+class _Killed(BaseException):
+    """Nothing catches it, as nothing catches kill -9."""
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("which", range(8))
+def test_a_kill_between_two_files_is_made_up_for(
+    which: int, is_done: bool, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before or after each file that two evaluations write: state, model, curve and log."""
+    train(RECIPE, tiles, tmp_path / "unbroken")
+    replace_file, written = Path.replace, []
+
+    def killing(path: Path, target: Path) -> Path:
+        written.append(target.name)
+        is_hit = len(written) == which + 1
+        if is_hit and not is_done:
+            raise _Killed
+        there = replace_file(path, target)
+        if is_hit:
+            raise _Killed
+        return there
+
+    with monkeypatch.context() as patched, pytest.raises(_Killed):
+        patched.setattr(Path, "replace", killing)
+        train(RECIPE, tiles, tmp_path / "broken")
+    assert written == (["state.pt", "model.safetensors", "curve.png", "log.csv"] * 2)[: which + 1]
+    train(RECIPE, tiles, tmp_path / "broken")
+    one, other = tmp_path / "unbroken", tmp_path / "broken"
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    rows = [[{**row, "seconds": ""} for row in csv.DictReader((name / "log.csv").open())] for name in (one, other)]
+    assert rows[0] == rows[1]
+    assert sorted(path.name for path in other.iterdir()) == sorted(path.name for path in one.iterdir())
+
+
 @pytest.mark.parametrize("damage", [b"", b"nonsense", "cut", "foreign"])
 def test_a_damaged_state_is_named(damage: bytes | str, tiles: Path, tmp_path: Path) -> None:
     train(RECIPE, tiles, tmp_path)

@@ -61,7 +61,9 @@ class TrainLog:
         return any(int(row["iteration"]) == iteration for row in self._rows)
 
     def add(self, progress: TrainProgress) -> None:
-        """Writes a row, in place of one of the same iteration, and draws the curve anew.
+        """Draws the curve anew and writes a row, in place of one of the same iteration.
+
+        The row comes last: where it stands, nothing of that evaluation is missing.
 
         Raises:
             OutputError: they cannot be written.
@@ -71,8 +73,8 @@ class TrainLog:
         row |= {name: f"{value:.4f}" for name, value in progress.scores.items()}
         self._rows = [known for known in self._rows if int(known["iteration"]) != progress.iteration] + [row]
         try:
-            self._write()
             self._draw()
+            self._write()
         except OSError as error:
             raise OutputError(f"{self._path.parent}: the log cannot be written: {error.strerror}") from None
 
@@ -110,4 +112,9 @@ class TrainLog:
             if one["stage"] != two["stage"]:
                 left.axvline(int(one["iteration"]), color="0.8")
         right.legend(loc="lower right")
-        figure.savefig(self._curve, dpi=100)
+        part = self._curve.with_suffix(".part")
+        try:
+            figure.savefig(part, dpi=100, format="png")
+            part.replace(self._curve)
+        finally:
+            part.unlink(missing_ok=True)

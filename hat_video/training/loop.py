@@ -396,10 +396,10 @@ class Training:
         )
 
     def _evaluated(self, log: TrainLog) -> TrainProgress:
-        """Evaluates, logs, and writes the model."""
+        """Evaluates, writes the model, and then the log: a row in it says that the model beside it is no older."""
         progress = self._progress(self.evaluate())
-        log.add(progress)
         self.export(self._model, progress.scores)
+        log.add(progress)
         return progress
 
     def _shared_out(self) -> nn.Module:
