@@ -3,6 +3,9 @@
 python benchmarks/ablations.py RUNS --tiles tiles.npy --stills Set5 Set14    # trains what is missing, or was killed
 python benchmarks/ablations.py RUNS                                         # results/ablations.json, a table, a plot
 
+Where two differ by less than 0.05 dB, `--seed 1 --only NAME...` trains them once more from other random numbers; the
+table has the means.
+
 On a GPU that processes share (NVIDIA's multi-process service): `--jobs 8 --workers 1`.
 """
 
@@ -39,6 +42,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "window 16": ("network.window_size=16",),
 }
 """Name -> what `hat-video train --set` changes of `configs/train/ablation.toml`."""
+SEEDS = (0, 1)
+
+
+def folder_of(name: str, seed: int) -> str:
+    """Where a variant's training from a seed lies among the runs."""
+    return name if seed == 0 else f"{name}, seed {seed}"
 
 
 def train(folder: Path, tiles: Path, stills: list[Path], workers: int, changes: tuple[str, ...]) -> None:
@@ -55,6 +64,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=Path)
     parser.add_argument("--stills", type=Path, nargs="*", default=[])
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--seed", type=int, default=0, choices=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare the batches of each")
     parser.add_argument("--plot", default="Set14", help="the set that the plot shows")
@@ -64,7 +74,14 @@ def main() -> None:
         runs, tiles = arguments.runs.absolute(), arguments.tiles.absolute()
         with ThreadPoolExecutor(arguments.jobs) as pool:
             trainings = [
-                pool.submit(train, runs / name, tiles, arguments.stills, arguments.workers, VARIANTS[name])
+                pool.submit(
+                    train,
+                    runs / folder_of(name, arguments.seed),
+                    tiles,
+                    arguments.stills,
+                    arguments.workers,
+                    (*VARIANTS[name], f"seed={arguments.seed}"),
+                )
                 for name in arguments.only
             ]
         for training in trainings:
@@ -74,19 +91,26 @@ def main() -> None:
     from benchmarks.shapes import HEIGHT, WIDTH, plot, read_run, timed
 
     torch.set_num_threads(1)
-    runs = {name: read_run(arguments.runs / name) for name in VARIANTS if (arguments.runs / name / "log.csv").exists()}
-    times = timed({name: shape for name, (shape, _) in runs.items()}, arguments.rounds)
-    rows = {
-        name: {
-            **runs[name][1],
+    runs = {
+        name: [read_run(path) for seed in SEEDS if (path := arguments.runs / folder_of(name, seed)).exists()]
+        for name in VARIANTS
+    }
+    times = timed({name: of_seeds[0][0] for name, of_seeds in runs.items() if of_seeds}, arguments.rounds)
+    rows = {}
+    for name, values in times.items():
+        reached = [row for _, row in runs[name]]
+        scores = [row["y_psnr"] for row in reached]
+        rows[name] = {
+            **{key: reached[0][key] for key in ("parameters", "iterations")},
+            "y_psnr": {key: round(statistics.mean(score[key] for score in scores), 4) for key in scores[0]},
+            "y_psnr_of_seeds": scores,
             "us_per_lr_pixel": statistics.median(values) * 1e6 / (HEIGHT * WIDTH),
             "times_the_base": statistics.median(a / b for a, b in zip(values, times[BASE], strict=True)),
         }
-        for name, values in times.items()
-    }
     for name, row in rows.items():
-        scores = " / ".join(f"{value:.2f}" for value in row["y_psnr"].values())
-        print(f"| {name} | {row['parameters']:,} | {row['times_the_base']:.2f} | {scores} |")
+        means = " / ".join(f"{value:.2f}" for value in row["y_psnr"].values())
+        time, seeds = row["times_the_base"], len(row["y_psnr_of_seeds"])
+        print(f"| {name} | {row['parameters']:,} | {time:.2f} | {seeds} | {means} |")
     result = {
         "command": "python benchmarks/ablations.py benchmarks/results/ablations",
         "machine": machine(),

@@ -173,9 +173,10 @@ def test_a_kill_between_two_files_is_made_up_for(
             raise _Killed
         return there
 
-    with monkeypatch.context() as patched, pytest.raises(_Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", killing)
-        train(RECIPE, tiles, tmp_path / "broken")
+        with pytest.raises(_Killed):
+            train(RECIPE, tiles, tmp_path / "broken")
     assert written == (["state.pt", "model.safetensors", "curve.png", "log.csv"] * 2)[: which + 1]
     train(RECIPE, tiles, tmp_path / "broken")
     one, other = tmp_path / "unbroken", tmp_path / "broken"
