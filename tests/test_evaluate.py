@@ -243,20 +243,31 @@ def test_figures_that_json_has_not(tmp_path: Path) -> None:
     assert found["stills"]["bicubic"][0]["psnr"] is None
 
 
-def test_two_checkpoints_of_one_name(tmp_path: Path, stills: Path) -> None:
+def test_two_checkpoints_of_one_name(tmp_path: Path) -> None:
     from hat_video.analysis.evaluation import _labels
 
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "net.pth").write_bytes(b"")
-    (tmp_path / "other.pth").write_bytes(b"")
-    names = [str(tmp_path / name) for name in ("one/net.pth", "two/net.pth", "other.pth")]
-    assert _labels(["bicubic", *names, "bicubic"]) == {
-        "bicubic": "bicubic",
+    for name in ("other.pth", "input.pth"):
+        (tmp_path / name).write_bytes(b"")
+    names = [str(tmp_path / name) for name in ("one/net.pth", "two/net.pth", "input.pth", "other.pth")]
+    assert _labels(["hat-pico", *names, "hat-pico"], ["input"]) == {
+        "hat-pico": "hat-pico",
         names[0]: names[0],
         names[1]: names[1],
-        "other": names[2],
+        names[2]: names[2],
+        "other": names[3],
     }
+
+
+def test_at_x1_the_compressed_clip_is_what_is_compared_with(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "c.mp4", width=128, height=96, frames=3, audio=())
+    found = evaluate(["bicubic"], 1, clips=[clip], crf=[0, 34], frames=2)
+    assert found.candidates.keys() == {"input"}
+    lossless, compressed = (result.scores[0].psnr for result in found.clips)
+    assert lossless > 50
+    assert compressed < 40
 
 
 def test_bad_requests(stills: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,6 +279,7 @@ def test_bad_requests(stills: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--crop 1,2,3: must be x,y,width,height" in said("--stills", stills, "--crop", "1,2,3")
     assert "--sheet" in said("--stills", stills, "--sheet", tmp_path / "no" / "sheet.png")
     assert "--scale 3: hat-pico has x2" in said("--stills", stills, "--scale", 3, "--model", "hat-pico")
+    assert "--stills at --scale 1: they would be" in said("--stills", stills, "--scale", 1)
     with pytest.raises(ModelError, match="no such file, nor a model"):
         evaluate(["none"], 2, stills=[stills])
     with pytest.raises(OutputError, match=r"--json .*: cannot be written"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,10 @@ from hat_video.model.zoo import default_model_name, load_model
 
 __all__ = ["Evaluation", "evaluate"]
 
-_BASELINES = ("bicubic", "lanczos")
+_BASELINES = {"bicubic": "bicubic", "lanczos": "lanczos"}
+"""Label -> name."""
+_INPUT = {"input": "lanczos"}
+"""At x1 no resampler changes a pixel: what is compared with is the compressed clip itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Evaluation:
 
     scale: int
     candidates: dict[str, str]
-    """Label -> sha256 of the model: first the baselines bicubic and lanczos, then what was asked for."""
+    """Label -> sha256 of the model: first bicubic and lanczos, or `input` at x1, then what was asked for."""
     stills: dict[str, tuple[StillsResult, ...]]
     """Label -> one result a set."""
     clips: tuple[ClipResult, ...]
@@ -108,12 +111,12 @@ def evaluate(
     crop: tuple[int, int, int, int] | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Evaluates models beside bicubic and Lanczos.
+    """Evaluates models beside bicubic and Lanczos; at x1 beside the compressed clip as it is.
 
     Args:
         models: names or files of checkpoints; the included network of the scale if there are none.
-        scale: 2, 3 or 4.
-        stills: folders of sets, see `evaluate_stills`.
+        scale: 1 to 4.
+        stills: folders of sets, see `evaluate_stills`; not at x1, where they would be their own low resolution.
         clips: files, see `evaluate_clip`.
         crf: how strongly the small clips are compressed; each clip is evaluated at each.
         frames: of each clip, at most.
@@ -129,6 +132,8 @@ def evaluate(
     """
     if not stills and not clips:
         raise UsageError("nothing to evaluate on; give --stills DIR or --clips FILE")
+    if stills and scale == 1:
+        raise UsageError("--stills at --scale 1: they would be their own low resolution; give --clips FILE")
     if sheet is not None:
         _check_sheet(sheet)
     for folder in stills:
@@ -136,10 +141,13 @@ def evaluate(
     for clip in clips:
         if not clip.is_file():
             raise SourceError(f"{clip}: no such file")
-    chosen = _labels([*_BASELINES, *(models or [default_model_name(scale)])])
+    baselines = _INPUT if scale == 1 else _BASELINES
+    chosen = baselines | _labels(
+        [name for name in models or [default_model_name(scale)] if name not in _BASELINES], baselines
+    )
     loaded = {label: load_model(name, scale=scale) for label, name in chosen.items()}
     page = Sheet(scale, crop=crop) if sheet is not None else None
-    shown = {label for label, name in chosen.items() if name in ("bicubic", *models) or name not in _BASELINES}
+    shown = {label for label in chosen if label not in baselines or label in (next(iter(baselines)), *models)}
     say = on_step or (lambda step: None)
 
     def look(candidate: str, picture: str, low: Tensor, output: Tensor, high: Tensor) -> None:
@@ -187,11 +195,12 @@ def _check_sheet(path: Path) -> None:
         raise OutputError(f"--sheet {path}: not a file in an existing folder")
 
 
-def _labels(names: Sequence[str]) -> dict[str, str]:
-    """Label -> name: a file's stem, or the whole path where two files have the same."""
+def _labels(names: Sequence[str], taken: Collection[str]) -> dict[str, str]:
+    """Label -> name: a file's stem, or the whole path where two files have the same or it is taken."""
     unique = list(dict.fromkeys(names))
     stems = [Path(name).stem if Path(name).is_file() else name for name in unique]
-    return {stem if stems.count(stem) == 1 else name: name for stem, name in zip(stems, unique, strict=True)}
+    all_stems = [*taken, *stems]
+    return {stem if all_stems.count(stem) == 1 else name: name for stem, name in zip(stems, unique, strict=True)}
 
 
 def _finite(value: Any) -> Any:

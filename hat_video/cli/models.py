@@ -125,7 +125,9 @@ def evaluate_command(
         list[str] | None,
         typer.Option(help="a model's name or a checkpoint, can be repeated; default: the included one"),
     ] = None,
-    scale: Annotated[Literal[2, 3, 4], typer.Option(help="times wider and higher")] = 2,
+    scale: Annotated[
+        Literal[1, 2, 3, 4], typer.Option(help="times wider and higher; at 1 clips are only compressed")
+    ] = 2,
     stills: Annotated[
         list[Path] | None,
         typer.Option(
@@ -150,7 +152,10 @@ def evaluate_command(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the tables only")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure models beside bicubic and Lanczos: on sets of pictures, and on clips made small and compressed."""
+    """Measure models beside bicubic and Lanczos: on sets of pictures, and on clips made small and compressed.
+
+    At --scale 1 beside the compressed clip as it is.
+    """
     from hat_video.analysis.evaluation import evaluate
     from hat_video.analysis.sheet import parse_crop
 
