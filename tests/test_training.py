@@ -1,6 +1,7 @@
 """Training for real: small networks, killed and resumed, spread over processes, exported and used."""
 
 import csv
+import math
 import os
 import shutil
 import signal
@@ -19,11 +20,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from hat_video import Upscaler, load_model
+from hat_video.analysis.metrics import psnr
 from hat_video.errors import CancelledError, ModelError, OptionError, SourceError, UsageError
 from hat_video.model.cnn import CNN
 from hat_video.model.hat import HAT
 from hat_video.training.export import body_of, fold_conv_scale
-from hat_video.training.loop import Training, TrainProgress
+from hat_video.training.loop import Training, TrainProgress, _distance
 from hat_video.training.networks import build_network
 from hat_video.training.recipe import NetworkShape, Stage, TrainRecipe, load_recipe, read_changes
 from hat_video.training.tiles import TILE, TileRecord, TileWriter
@@ -295,12 +297,29 @@ def test_upstream_tools_load_the_exported_model(tiles: Path, tmp_path: Path) -> 
         torch.testing.assert_close(reference(frame), training.ema(frame), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("goal", [{"frequency": 0.02, "luma": 0.5}, {"loss": "l2", "luma": 1.0}], ids=["l1", "l2"])
+@pytest.mark.parametrize(
+    "goal",
+    [{"frequency": 0.02, "luma": 0.5}, {"loss": "l2", "luma": 1.0}, {"loss": "psnr", "luma": 0.75}],
+    ids=["l1", "l2", "psnr"],
+)
 def test_training_makes_it_better(tiles: Path, tmp_path: Path, goal: dict[str, Any]) -> None:
     stage = replace(STAGE, iterations=100, **goal)
     told = train(replace(RECIPE, stages=(stage,), evaluate_every=10), tiles, tmp_path)
     scores = [progress.scores["held out"] for progress in told if progress.scores]
     assert scores[-1] > scores[0] + 0.05
+
+
+def test_every_picture_contributes_alike_to_psnr() -> None:
+    hr = torch.rand(2, 3, 24, 24) * 0.5 + 0.25
+    error = torch.randn_like(hr) * torch.tensor([0.1, 0.01])[:, None, None, None]
+    sr = (hr + error).requires_grad_()
+    loss = _distance(sr, hr, replace(STAGE, loss="psnr"))
+    mean = np.mean([psnr(mine * 255, theirs * 255) for mine, theirs in zip(sr.detach(), hr, strict=True)])
+    assert float(loss.detach()) == pytest.approx(-mean / 10 * math.log(10) / 100, rel=1e-3)
+    (gradient,) = torch.autograd.grad(loss, sr)
+    # As far to go, by steps as much smaller as the error is.
+    pulls = (gradient * error).flatten(1).sum(1)
+    assert float(pulls[0] / pulls[1]) == pytest.approx(1, rel=0.05)
 
 
 def test_x4_starts_from_the_body_of_x2(tiles: Path, tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ class TrainLog:
         figure = Figure(figsize=(9, 5), layout="constrained")
         FigureCanvasAgg(figure)
         left = figure.subplots()
-        left.semilogy(iterations, [float(row["loss"]) for row in self._rows], color="0.6", label="loss")
+        losses = [float(row["loss"]) for row in self._rows]
+        left.plot(iterations, losses, color="0.6", label="loss")
+        left.set_yscale("log" if min(losses) > 0 else "linear")
         left.set_xlabel("iteration")
         left.set_ylabel("loss")
         right = left.twinx()

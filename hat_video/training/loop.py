@@ -529,4 +529,16 @@ def _luma_weights(device: torch.device) -> Tensor:
 
 
 def _mean(difference: Tensor, stage: Stage) -> Tensor:
-    return difference.abs().mean() if stage.loss == "l1" else difference.square().mean()
+    """Over all, of (B, ...)."""
+    if stage.loss == "l1":
+        return difference.abs().mean()
+    squares = difference.square()
+    if stage.loss == "l2":
+        return squares.mean()
+    return _PSNR_UNIT * (squares.flatten(1).mean(1) + _ROUNDING).log().mean()
+
+
+_ROUNDING = 1 / (12 * 255**2)
+"""Mean square of what rounding to 8 bits adds: nothing better can be seen, and nothing is gained by being so."""
+_PSNR_UNIT = 0.01
+"""Gradients as long as those of `l1`, for which the clipping is meant."""

@@ -94,8 +94,9 @@ class Stage:
     """Share of each group of tiles."""
     richest_db: float = 99.0
     """Only tiles at least this sharp; see `TileRecord.sharpness_db`. 28 leaves the richest half of the photographs."""
-    loss: Literal["l1", "l2"] = "l1"
-    """Distance to the original: `l1` as the paper has it, or the squared one, which is PSNR's."""
+    loss: Literal["l1", "l2", "psnr"] = "l1"
+    """Distance to the original: `l1` as the paper has it; the squared one, to which the hard pictures contribute most;
+    or minus the PSNR of each picture, to which all contribute alike."""
     frequency: _NotNegative = 0.0
     """Weight of the L1 distance of the spectra."""
     luma: _Share = 0.0
