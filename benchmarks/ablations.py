@@ -88,20 +88,18 @@ def main() -> None:
             training.result()
         return
     # Not where one only trains: it needs OpenVINO.
-    from benchmarks.shapes import HEIGHT, WIDTH, plot, read_run, timed
+    from benchmarks.shapes import HEIGHT, WIDTH, plot, read_log, read_run, timed
 
     torch.set_num_threads(1)
-    runs = {
-        name: [read_run(path) for seed in SEEDS if (path := arguments.runs / folder_of(name, seed)).exists()]
-        for name in VARIANTS
-    }
-    times = timed({name: of_seeds[0][0] for name, of_seeds in runs.items() if of_seeds}, arguments.rounds)
+    runs = {name: read_run(arguments.runs / name) for name in VARIANTS if (arguments.runs / name / "log.csv").exists()}
+    times = timed({name: shape for name, (shape, _) in runs.items()}, arguments.rounds)
     rows = {}
     for name, values in times.items():
-        reached = [row for _, row in runs[name]]
-        scores = [row["y_psnr"] for row in reached]
+        # Of other seeds the logs are enough.
+        logs = [arguments.runs / folder_of(name, seed) / "log.csv" for seed in SEEDS]
+        scores = [read_log(path)["y_psnr"] for path in logs if path.exists()]
         rows[name] = {
-            **{key: reached[0][key] for key in ("parameters", "iterations")},
+            **{key: runs[name][1][key] for key in ("parameters", "iterations")},
             "y_psnr": {key: round(statistics.mean(score[key] for score in scores), 4) for key in scores[0]},
             "y_psnr_of_seeds": scores,
             "us_per_lr_pixel": statistics.median(values) * 1e6 / (HEIGHT * WIDTH),

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import in_turns, machine, versions  # noqa: E402
 from hat_video.model.checkpoint import METADATA_KEY  # noqa: E402
+from hat_video.training.log import OTHER_COLUMNS  # noqa: E402
 from hat_video.training.networks import build_network  # noqa: E402
 from hat_video.training.recipe import NetworkShape  # noqa: E402
 
@@ -65,16 +66,18 @@ def read_run(folder: Path) -> tuple[NetworkShape, dict[str, Any]]:
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         facts = json.loads(file.metadata()[METADATA_KEY])
         parameters = sum(file.get_tensor(name).numel() for name in file.keys() if "position_index" not in name)  # noqa: SIM118
-    with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
-        last = list(csv.DictReader(file))[-1]
-    known = ("stage", "iteration", "loss", "rate", "seconds")
-    scores = {name: float(value) for name, value in last.items() if name not in known}
     shape = TypeAdapter(NetworkShape).validate_python(facts["network"])
-    return shape, {
-        "parameters": parameters,
+    return shape, {"parameters": parameters, **read_log(folder / "log.csv")}
+
+
+def read_log(path: Path) -> dict[str, Any]:
+    """What a training reached in the end."""
+    with path.open(encoding="utf-8", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    return {
         "iterations": int(last["iteration"]),
         "training_seconds": int(last["seconds"]),
-        "y_psnr": scores,
+        "y_psnr": {name: float(value) for name, value in last.items() if name not in OTHER_COLUMNS},
     }
 
 
