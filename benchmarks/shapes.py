@@ -23,6 +23,7 @@ import openvino
 import torch
 from pydantic import TypeAdapter
 from safetensors import safe_open
+from torch import nn
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -30,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.timing import in_turns, machine, versions  # noqa: E402
 from hat_video.model.checkpoint import METADATA_KEY  # noqa: E402
 from hat_video.training.log import OTHER_COLUMNS  # noqa: E402
-from hat_video.training.networks import build_network  # noqa: E402
+from hat_video.training.networks import BranchedCNN, build_network  # noqa: E402
 from hat_video.training.recipe import NetworkShape  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "shapes.json"
@@ -39,12 +40,18 @@ HEIGHT, WIDTH = 176, 320
 YARDSTICK = NetworkShape(kind="compact", embed_dim=64, depths=(16,))
 
 
+def as_it_ships(shape: NetworkShape, scale: int) -> nn.Module:
+    """Untrained, and without the branches that a CNN has in training only."""
+    network = build_network(shape, scale).eval()
+    return network.folded().eval() if isinstance(network, BranchedCNN) else network
+
+
 def compiled(
     shape: NetworkShape, scale: int, size: tuple[int, int] = (HEIGHT, WIDTH), precision: str = "bf16"
 ) -> openvino.InferRequest:
     """The network in OpenVINO on one thread, for frames of (H, W)."""
     with torch.no_grad():
-        network = build_network(shape, scale).eval()
+        network = as_it_ships(shape, scale)
         model = openvino.convert_model(network, example_input=torch.rand(1, 3, *size), input=[1, 3, *size])
     hint = {"bf16": "bf16", "fp32": "f32"}[precision]
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
@@ -65,8 +72,8 @@ def read_run(folder: Path) -> tuple[NetworkShape, dict[str, Any]]:
     """The shape of a finished run, and what it reached."""
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         facts = json.loads(file.metadata()[METADATA_KEY])
-        parameters = sum(file.get_tensor(name).numel() for name in file.keys() if "position_index" not in name)  # noqa: SIM118
     shape = TypeAdapter(NetworkShape).validate_python(facts["network"])
+    parameters = sum(parameter.numel() for parameter in as_it_ships(shape, 2).parameters())
     return shape, {"parameters": parameters, **read_log(folder / "log.csv")}
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import signal
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from hat_video.inference.upscaler import Upscaler
 from hat_video.model.resample import enlarge, resize
 from hat_video.model.zoo import load_model
 from tests.clips import color_bars, make_clip, moving_picture
+from tests.conformance.tools import ffmpeg
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -101,6 +104,9 @@ def test_bad_sets(stills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (stills / "HR/a.png").write_bytes(b"no picture")
     with pytest.raises(SourceError, match=r"a\.png: not a picture"):
         evaluate_stills(bicubic(2), stills, 2)
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48", "-frames:v", "1", "-pix_fmt", "rgb48be", stills / "HR/a.png")
+    with pytest.raises(SourceError, match=r"a\.png: is of RGB;16B; the protocol is for 8 bits"):
+        evaluate_stills(bicubic(2), stills, 2)
     save(stills / "HR/a.png", np.zeros((14, 40, 3), np.uint8))
     with pytest.raises(SourceError, match="40x14 is too small to be evaluated at x2"):
         evaluate_stills(bicubic(2), stills, 2)
@@ -171,6 +177,9 @@ def test_bad_clips(tmp_path: Path) -> None:
         evaluate_clip(clip, {"b": "bicubic"}, 4)
     with pytest.raises(WorkError, match=r"c\.mp4: hat-video upscale --model none .*: --model none: no such file"):
         evaluate_clip(clip, {"b": "none"}, 2)
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:d=0.2", "-c:v", "ffv1", "-pix_fmt", "yuva420p", tmp_path / "a.mkv")
+    with pytest.raises(SourceError, match=r"a\.mkv: is transparent; only opaque clips are evaluated"):
+        evaluate_clip(tmp_path / "a.mkv", {"b": "bicubic"}, 2)
 
 
 def test_vmaf_where_there_is_one() -> None:
@@ -270,12 +279,35 @@ def test_at_x1_the_compressed_clip_is_what_is_compared_with(tmp_path: Path) -> N
     assert compressed < 40
 
 
+def test_an_older_report_outlives_a_full_disk(tmp_path: Path, stills: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    path, link = tmp_path / "figures.json", tmp_path / "link.json"
+    path.write_text("older")
+    link.symlink_to(path)
+    found = evaluate(["bicubic"], 2, stills=[stills])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(OutputError, match=r"--json .*: cannot be written: File too large"):
+            found.write_json(link)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.read_text() == "older"
+    assert sorted(tmp_path.glob("*.json")) == [path, link]
+    found.write_json(link)
+    assert link.is_symlink()
+    assert json.loads(path.read_text())["scale"] == 2
+
+
 def test_bad_requests(stills: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def said(*words: object) -> str:
         assert main(["evaluate", *map(str, words)]) in (1, 2)
         return capsys.readouterr().err
 
     assert "nothing to evaluate on; give --stills DIR or --clips FILE" in said()
+    assert "--crop without --sheet" in said("--stills", stills, "--crop", "1,2,3,4")
     assert "--crop 1,2,3: must be x,y,width,height" in said("--stills", stills, "--crop", "1,2,3")
     assert "--sheet" in said("--stills", stills, "--sheet", tmp_path / "no" / "sheet.png")
     assert "--scale 3: hat-pico has x2" in said("--stills", stills, "--scale", 3, "--model", "hat-pico")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hat_video.errors import OutputError, SourceError, UsageError
 from hat_video.model.resample import resize
 from hat_video.training.build import BuildReport, build_tiles, choose_packages
 from hat_video.training.harvest import distance, fingerprint, orientations, sharpness_map
+from hat_video.training.sources import Package, fetch
 from hat_video.training.tiles import TILE, TileRecord, TileSet, TileWriter, orient
 
 
@@ -138,6 +140,35 @@ def test_deeper_pictures_are_left_and_the_reason_is_told(mode: str, tmp_path: Pa
     with pytest.raises(SourceError, match=f"no tile in 1 files .1: is of {mode}"):
         build(tmp_path / "deep", tmp_path / "tiles.npy")
     assert not list(tmp_path.glob("tiles*"))
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no Debian")
+def test_packages_are_unpacked_and_damaged_ones_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Package("things", "photo", ("usr/share/things",), "public domain")
+    root = tmp_path / "root"
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN" / "control").write_text(
+        "Package: things\nVersion: 1\nArchitecture: all\nMaintainer: a <a@example.org>\nDescription: pictures\n"
+    )
+    (root / "usr/share/things").mkdir(parents=True)
+    photograph(1).save(root / "usr/share/things/a.png")
+    monkeypatch.chdir(tmp_path)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        subprocess.run(["dpkg-deb", "-b", root, tmp_path / name / "things_1_all.deb"], check=True, capture_output=True)
+    assert (fetch(package, Path("whole"))[0] / "a.png").is_file()
+    archive = tmp_path / "cut" / "things_1_all.deb"
+    archive.write_bytes(archive.read_bytes()[:-5000])
+    with pytest.raises(SourceError, match="`dpkg -x` failed"):
+        fetch(package, Path("cut"))
+    assert not list((tmp_path / "cut").iterdir()), "what is damaged is fetched anew"
+    with pytest.raises(SourceError, match="`apt-get -q=2` failed"):
+        fetch(replace(package, name="no-such-package-anywhere"), Path("cut"))
+    assert not list((tmp_path / "cut").iterdir())
+    archive.parent.rmdir()
+    archive.parent.write_bytes(b"")
+    with pytest.raises(OutputError, match="cannot be made"):
+        fetch(package, Path("cut"))
 
 
 def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path) -> None:

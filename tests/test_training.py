@@ -1,6 +1,8 @@
 """Training for real: small networks, killed and resumed, spread over processes, exported and used."""
 
 import csv
+import fcntl
+import json
 import math
 import os
 import shutil
@@ -156,13 +158,22 @@ class _Killed(BaseException):
     """Nothing catches it, as nothing catches kill -9."""
 
 
+TWO_STAGES = replace(
+    RECIPE,
+    stages=(
+        replace(STAGE, iterations=6),
+        replace(STAGE, name="finetune", iterations=6, warmup=0, attention_pool=16),
+    ),
+)
+
+
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("which", range(8))
 def test_a_kill_between_two_files_is_made_up_for(
     which: int, is_done: bool, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before or after each file that two evaluations write: state, model, curve and log."""
-    train(RECIPE, tiles, tmp_path / "unbroken")
+    """Killed before or after each file that the ends of two stages write: state, model, curve and log."""
+    train(TWO_STAGES, tiles, tmp_path / "unbroken")
     replace_file, written = Path.replace, []
 
     def killing(path: Path, target: Path) -> Path:
@@ -178,9 +189,9 @@ def test_a_kill_between_two_files_is_made_up_for(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", killing)
         with pytest.raises(_Killed):
-            train(RECIPE, tiles, tmp_path / "broken")
+            train(TWO_STAGES, tiles, tmp_path / "broken")
     assert written == (["state.pt", "model.safetensors", "curve.png", "log.csv"] * 2)[: which + 1]
-    train(RECIPE, tiles, tmp_path / "broken")
+    train(TWO_STAGES, tiles, tmp_path / "broken")
     one, other = tmp_path / "unbroken", tmp_path / "broken"
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     rows = [[{**row, "seconds": ""} for row in csv.DictReader((name / "log.csv").open())] for name in (one, other)]
@@ -215,6 +226,31 @@ def test_a_diverged_training_keeps_its_good_state(tiles: Path, tmp_path: Path) -
     assert all(value.isfinite().all() for value in state["network"].values())
 
 
+def test_whoever_is_told_may_stop_it(tiles: Path, tmp_path: Path) -> None:
+    cancel = threading.Event()
+    recipe = replace(RECIPE, stages=(replace(STAGE, iterations=60),), evaluate_every=1000, save_every_seconds=1e9)
+    with pytest.raises(CancelledError, match="saved at iteration 51"):
+        Training(recipe, tiles, tmp_path, device="cpu", threads=1).run(
+            on_progress=lambda _: cancel.set(), cancel=cancel
+        )
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["iteration"] == 51
+
+
+def test_a_killed_training_with_workers_can_go_on_at_once(tiles: Path, tmp_path: Path) -> None:
+    words = command(tiles, tmp_path / "run", "--workers", "1", "--set", "save_every_seconds=0.1", "-q")
+    child = subprocess.Popen(words)
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    handle = os.open(tmp_path / "run", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(handle)
+
+
 def test_two_trainings_do_not_share_a_folder(tiles: Path, tmp_path: Path) -> None:
     def meanwhile(progress: TrainProgress) -> None:
         with pytest.raises(UsageError, match="another training is running in it"):
@@ -231,6 +267,12 @@ def test_bad_stills_are_found_at_once(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "a" / "Set" / "HR").mkdir(parents=True)
     with pytest.raises(UsageError, match="'Set' cannot head a column"):
         Training(RECIPE, tiles, tmp_path / "run", device="cpu", stills=(tmp_path / "a" / "Set", tmp_path / "b" / "Set"))
+    from PIL import Image
+
+    photograph(1, 48, 48).save(tmp_path / "a" / "Set" / "HR" / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "Set" / "HR" / "b.png")
+    with pytest.raises(SourceError, match=r"b\.png: 8x8 is too small"):
+        Training(RECIPE, tiles, tmp_path / "run", device="cpu", stills=(tmp_path / "a" / "Set",))
     assert not (tmp_path / "run").exists()
 
 
@@ -242,6 +284,13 @@ def test_changed_tiles_are_seen(tiles: Path, tmp_path: Path) -> None:
         file.seek(100_000)
         file.write(b"x" * 100)
     with pytest.raises(SourceError, match="its pixels are not those of its index"):
+        train(RECIPE, path, tmp_path / "run")
+    shutil.copy(tiles, path)
+    train(RECIPE, path, tmp_path / "run")
+    index = json.loads(path.with_suffix(".json").read_text())
+    index["tiles"][0]["group"] = "vector"
+    path.with_suffix(".json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match="holds a training with other tiles"):
         train(RECIPE, path, tmp_path / "run")
     path.write_bytes(b"")
     with pytest.raises(SourceError, match=r"no tile file \(damaged\); make one with"):
@@ -386,6 +435,13 @@ def test_a_teacher_teaches(tiles: Path, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
     with pytest.raises(ModelError, match="is x2; must be x4"):
         Training(replace(taught, scale=4), tiles, tmp_path / "x4", device="cpu")
+    narrow = replace(taught, network=replace(TINY, window_size=4), stages=(replace(STAGE, patch=20),))
+    with pytest.raises(UsageError, match="takes multiples of 8, and stage pretrain has patch 20"):
+        Training(narrow, tiles, tmp_path / "narrow", device="cpu")
+    train(replace(RECIPE, seed=1), tiles, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", teacher)
+    with pytest.raises(UsageError, match="holds a training with other teacher"):
+        Training(replace(taught, evaluate_every=5), tiles, tmp_path / "pupil", device="cpu")
 
 
 @pytest.mark.parametrize("kind", ["compact", "rcan"])

@@ -126,6 +126,8 @@ def _make_low(found: Probe, end: int | None, low: Path, scale: int, crf: int) ->
     shift = _SHIFT * scale
     width, height = (max(0, size - shift) // (2 * scale) * 2 for size in (video.width, video.height))
     rows, columns = (slice(shift, shift + size * scale) for size in (height, width))
+    if video.pixel_format.has_alpha:
+        raise SourceError(f"{found.path}: is transparent; only opaque clips are evaluated")
     if min(width, height) < 16:
         raise SourceError(f"{found.path}: {video.width}x{video.height} is too small to be evaluated at x{scale}")
     # The file that is written says nothing of where chroma lies, which means left; and of pixels that are not square,

@@ -19,6 +19,7 @@ from hat_video.analysis.stills import StillsResult, check_stills, evaluate_still
 from hat_video.analysis.vmaf import HOW_TO_GET_VMAF, find_vmaf
 from hat_video.errors import OutputError, SourceError, UsageError
 from hat_video.inference.upscaler import Upscaler
+from hat_video.jobs.work import write_atomically
 from hat_video.model.hat import HATConfig
 from hat_video.model.zoo import default_model_name, load_model
 
@@ -58,9 +59,9 @@ class Evaluation:
             OutputError: the file cannot be written.
         """
         try:
-            path.write_text(self.to_json(), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--json {path}: cannot be written: {error.strerror}") from None
+            write_atomically(path, self.to_json().encode())
+        except OutputError as error:
+            raise OutputError(f"--json {error}") from None
 
     def tables(self) -> str:
         """Markdown that also reads well as plain text: stills, then clips, then notes."""
@@ -136,6 +137,8 @@ def evaluate(
         raise UsageError("--stills at --scale 1: they would be their own low resolution; give --clips FILE")
     if sheet is not None:
         _check_sheet(sheet)
+    elif crop is not None:
+        raise UsageError("--crop without --sheet: is of its crops; give --sheet FILE.png")
     for folder in stills:
         check_stills(folder, scale)
     for clip in clips:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,7 +13,10 @@ from torch import Tensor
 
 from hat_video.errors import SourceError, UsageError
 
-__all__ = ["pillow", "read_picture"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["deeper_than_8_bits", "pillow", "read_picture"]
 
 
 def pillow() -> ModuleType:
@@ -29,6 +34,15 @@ def pillow() -> ModuleType:
     return PIL
 
 
+def deeper_than_8_bits(picture: Image.Image) -> str:
+    """What a picture that has not been decoded is of, where that is more than 8 bits a channel; else nothing.
+
+    Pillow opens colour of 16 bits as 8, and tells only in the form in which the file has it.
+    """
+    forms = [picture.mode, *(str(tile[3]) for tile in getattr(picture, "tile", []))]
+    return next((form for form in forms if form.startswith(("I", "F")) or re.search(r";16[BLN]", form)), "")
+
+
 def read_picture(path: Path) -> Tensor:
     """A picture as RGB; a gray one is read as three equal channels, as BasicSR does.
 
@@ -42,12 +56,12 @@ def read_picture(path: Path) -> Tensor:
     image = pillow().Image
     try:
         with image.open(path) as file:
-            mode = file.mode
+            depth = deeper_than_8_bits(file)
             rgb = np.array(file.convert("RGB"))
     except image.UnidentifiedImageError:
         raise SourceError(f"{path}: not a picture that can be read: unknown format") from None
     except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
         raise SourceError(f"{path}: not a picture that can be read: {error}") from None
-    if mode.startswith(("I", "F")):
-        raise SourceError(f"{path}: is of {mode}; the protocol is for 8 bits a channel, convert it first")
+    if depth:
+        raise SourceError(f"{path}: is of {depth}; the protocol is for 8 bits a channel, convert it first")
     return torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255

@@ -104,13 +104,14 @@ def evaluate_stills(
 
 
 def check_stills(folder: Path, scale: int) -> None:
-    """Raises what `evaluate_stills` would raise, as far as can be seen without computing anything.
+    """Raises what `evaluate_stills` would raise, as far as can be seen without upscaling anything.
 
     Raises:
         UsageError: `folder` is not laid out so, or Pillow is not installed.
         SourceError: the first of its pictures cannot be used.
     """
-    _pair(_originals(folder)[0], folder / f"LR_x{scale}", scale)
+    for path in _originals(folder):
+        _pair(path, folder / f"LR_x{scale}", scale)
 
 
 def _originals(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -102,7 +103,12 @@ def train_command(
     from hat_video.training.recipe import load_recipe, read_changes
 
     recipe = load_recipe(config, read_changes(change or []))
-    with interruptible() as cancel, tqdm(total=recipe.iterations, disable=quiet or not sys.stderr.isatty()) as bar:
+    # torchrun sends its own signal after the terminal's.
+    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    with (
+        interruptible(leaves_at_second=not is_launched) as cancel,
+        tqdm(total=recipe.iterations, disable=quiet or not sys.stderr.isatty()) as bar,
+    ):
 
         def show(progress: TrainProgress) -> None:
             bar.update(progress.iteration - bar.n)

@@ -83,10 +83,12 @@ def write_report(path: Path | None, kind: Any, report: object) -> None:
     """
     if path is None:
         return
+    from hat_video.jobs.work import write_atomically
+
     try:
-        path.write_bytes(TypeAdapter(kind).dump_json(report, indent=1) + b"\n")
-    except OSError as error:
-        raise OutputError(f"--report {path}: cannot be written: {error.strerror or error}") from None
+        write_atomically(path, TypeAdapter(kind).dump_json(report, indent=1) + b"\n")
+    except OutputError as error:
+        raise OutputError(f"--report {error}") from None
 
 
 class Meter:
@@ -225,12 +227,17 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM) asks the run to stop and keep what is committed, the second one leaves at once."""
+def interruptible(*, leaves_at_second: bool = True) -> Iterator[threading.Event]:
+    """The first Ctrl-C (or SIGTERM) asks the run to stop and keep what is committed, the second one leaves at once.
+
+    Args:
+        leaves_at_second: False under a launcher that passes on what the terminal has sent already, and ends what does
+            not end by itself.
+    """
     cancel = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if cancel.is_set():
+        if cancel.is_set() and leaves_at_second:
             os._exit(INTERRUPTED)
         cancel.set()
 

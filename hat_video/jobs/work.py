@@ -71,17 +71,23 @@ class SegmentRecord:
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` to `path` so that any reader, at any moment, sees all of it or none.
 
+    A link stays one; what is no file (a pipe, a device) has no name that could change, and is written to.
+
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
-    part = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    there = Path(os.path.realpath(path))
+    part = there.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
+        if there.exists() and not there.is_file():
+            there.write_bytes(data)
+            return
         with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
+        part.replace(there)
+        _sync_folder(there.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None

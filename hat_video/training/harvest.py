@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from hat_video.analysis.pictures import deeper_than_8_bits
 from hat_video.training.tiles import TILE, Pixels, TileRecord
 
 __all__ = [
@@ -138,8 +139,8 @@ def _starts(length: int) -> list[int]:
 
 def _from_photo(task: Task) -> Harvest:
     picture: Image.Image = Image.open(task.path)
-    if picture.mode.startswith(("I", "F")):
-        return Harvest(task, b"", [], f"is of {picture.mode}: 8 bits a channel are read")
+    if depth := deeper_than_8_bits(picture):
+        return Harvest(task, b"", [], f"is of {depth}: 8 bits a channel are read")
     quality = _jpeg_quality(picture)
     if min(picture.size) < TILE:
         return Harvest(task, b"", [], f"{picture.width}x{picture.height} is smaller than a tile")

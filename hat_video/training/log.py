@@ -113,7 +113,8 @@ class TrainLog:
         for one, two in itertools.pairwise(self._rows):
             if one["stage"] != two["stage"]:
                 left.axvline(int(one["iteration"]), color="0.8")
-        right.legend(loc="lower right")
+        if right.lines:
+            right.legend(loc="lower right")
         part = self._curve.with_suffix(".part")
         try:
             figure.savefig(part, dpi=100, format="png")

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,7 @@ class Training:
             "start sha256": start,
             "teacher sha256": teacher,
             "tiles": next(iter(self._tiles.values())).sha256,
+            "groups": next(iter(self._tiles.values())).groups_sha256,
         }
         self.iteration = 0
         self.seconds = 0.0
@@ -183,7 +185,7 @@ class Training:
             check_stills(folder, self.recipe.scale)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> Iterator[int]:
         """Makes the folder of the training and keeps other processes, but for those of torchrun, out of it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +196,7 @@ class Training:
             if self.rank == 0:
                 # The kernel lets go of it when the process ends, however it ends.
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
+            yield handle
         except BlockingIOError:
             raise UsageError(f"-o {self.folder}: another training is running in it; give a new folder") from None
         finally:
@@ -233,6 +235,12 @@ class Training:
             raise ModelError(f"teacher = {path}: is no HAT")
         if network.config.upscale != self.recipe.scale:
             raise ModelError(f"teacher = {path}: is x{network.config.upscale}; must be x{self.recipe.scale}")
+        multiple = network.config.multiple
+        for stage in self.recipe.stages:
+            if stage.patch % multiple:
+                raise UsageError(
+                    f"teacher = {path}: takes multiples of {multiple}, and stage {stage.name} has patch {stage.patch}"
+                )
         dtype = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
         return optimize(network, dtype=dtype, device=self.device), checkpoint.sha256
 
@@ -272,10 +280,14 @@ class Training:
         mine, theirs = self._identity, state["identity"]
         differs = [name for name, value in mine["recipe"].items() if theirs["recipe"].get(name) != value]
         for name in ("start", "teacher"):
-            # The same file at another place, or another one at the same: what became of it is in the state.
+            # The same file at another place.
             if name in differs and mine[f"{name} sha256"] == theirs.get(f"{name} sha256"):
                 differs.remove(name)
-        if mine["tiles"] != theirs["tiles"]:
+        # Another file at the same place: what became of a start is in the state, a teacher is asked again.
+        if "teacher" not in differs and mine["teacher sha256"] != theirs.get("teacher sha256"):
+            differs.append("teacher")
+        # A state of an older version knows only the pixels.
+        if mine["tiles"] != theirs["tiles"] or mine["groups"] != theirs.get("groups", mine["groups"]):
             differs.append("tiles")
         if differs:
             raise UsageError(
@@ -286,6 +298,10 @@ class Training:
         self.ema.load_state_dict(state["ema"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.seconds, self._stage_name = state["iteration"], state["seconds"], state["stage"]
+        # Not the stage that comes next: what is evaluated first may be the end of the one before.
+        for stage in self.recipe.stages:
+            if stage.name == self._stage_name:
+                self._pool_as(stage)
         self._last = tuple(state.get("last", self._last))
 
     def save_state(self) -> None:
@@ -308,14 +324,17 @@ class Training:
             "last": self._last,
         }
         try:
+            # Into memory first: torch's writer hides why a disk takes no more.
+            buffer = BytesIO()
+            torch.save(state, buffer)
             with part.open("wb") as file:
-                torch.save(state, file)
+                file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self._state_path)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             part.unlink(missing_ok=True)
-            raise OutputError(f"{self._state_path}: cannot be written: {getattr(error, 'strerror', error)}") from None
+            raise OutputError(f"{self._state_path}: cannot be written: {error.strerror}") from None
 
     # --- the loop
 
@@ -332,10 +351,10 @@ class Training:
             UsageError: another process trains in the folder.
             OutputError: the folder cannot be written.
         """
-        with self._alone():
-            self._run(on_progress, cancel)
+        with self._alone() as handle:
+            self._run(on_progress, cancel, handle)
 
-    def _run(self, on_progress: Callable[[TrainProgress], None], cancel: threading.Event) -> None:
+    def _run(self, on_progress: Callable[[TrainProgress], None], cancel: threading.Event, handle: int) -> None:
         recipe = self.recipe
         log = TrainLog(self.folder, self.iteration)
         module = self._shared_out()
@@ -344,6 +363,9 @@ class Training:
             batch_size=None,
             sampler=range(self.iteration, recipe.iterations),
             num_workers=self.workers,
+            # They outlive a killed training by some seconds, and must not hold its folder as long.
+            multiprocessing_context="fork" if self.workers else None,
+            worker_init_fn=partial(_let_go, handle),
             pin_memory=self.device.type == "cuda",
         )
         is_evaluated = log.has(self.iteration) and self._model.exists()
@@ -359,8 +381,9 @@ class Training:
             losses.append(self._step(module, stage, *self._pair(batch)))
             self.iteration += 1
             self.seconds = before + time.monotonic() - began
+            is_cancelled = cancel.is_set()
             is_told = self._is_due or self.iteration % _TELL_EVERY == 0
-            is_saved = self._is_due or time.monotonic() - saved > recipe.save_every_seconds or cancel.is_set()
+            is_saved = self._is_due or time.monotonic() - saved > recipe.save_every_seconds or is_cancelled
             if self.rank == 0 and (is_told or is_saved):
                 self._last = (self._checked(losses, stage), rate)
                 if is_told:
@@ -370,7 +393,7 @@ class Training:
                 saved = time.monotonic()
             if self.rank == 0 and is_told:
                 on_progress(self._evaluated(log) if self._is_due else self._progress())
-            if cancel.is_set():
+            if is_cancelled:
                 raise CancelledError(f"saved at iteration {self.iteration}; the same command goes on from there")
 
     @property
@@ -411,6 +434,11 @@ class Training:
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         return DistributedDataParallel(module)
 
+    def _pool_as(self, stage: Stage) -> None:
+        for network in (self.network, self.ema):
+            if isinstance(network, HAT) and network.config.attention_pool != stage.attention_pool:
+                network.pool_over(stage.attention_pool)
+
     def _enter(self, stage: Stage, number: int) -> float:
         """Sets the rate of an iteration; a new stage has a new optimiser."""
         if stage.name != self._stage_name:
@@ -419,9 +447,7 @@ class Training:
                 self.network.load_state_dict(self.ema.state_dict())
             self._optimizer = self._new_optimizer()
             self._stage_name = stage.name
-        for network in (self.network, self.ema):
-            if isinstance(network, HAT) and network.config.attention_pool != stage.attention_pool:
-                network.pool_over(stage.attention_pool)
+        self._pool_as(stage)
         rising = min(1.0, (number + 1) / stage.warmup) if stage.warmup else 1.0
         cosine = 0.5 * (1 + math.cos(math.pi * number / stage.iterations))
         rate = stage.rate * rising * (stage.final_rate + (1 - stage.final_rate) * cosine)
@@ -508,6 +534,12 @@ class Training:
         else:
             network = self.ema.folded() if isinstance(self.ema, BranchedCNN) else self.ema
             save_tensors(network.state_dict(), path, facts)
+
+
+def _let_go(handle: int, worker: int) -> None:
+    """In a worker that was forked: closes what it has inherited."""
+    del worker
+    os.close(handle)
 
 
 def _distance(sr: Tensor, hr: Tensor, stage: Stage) -> Tensor:

@@ -129,7 +129,7 @@ class TrainRecipe:
     clip: _Positive = 1.0
     """Largest norm of the gradient."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    seed: _CountOrNone = 0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
     evaluate_every: _Count = 2000
     save_every_seconds: _NotNegative = 120.0
 
@@ -195,7 +195,7 @@ def _change(table: dict[str, Any], name: str, value: Any) -> None:
     *way, last = name.split(".")
     place: Any = table
     for step in way:
-        if isinstance(place, list) and not (step.isdigit() and int(step) < len(place)):
+        if isinstance(place, list) and not (step.isdecimal() and int(step) < len(place)):
             raise OptionError(f"--set {name}: {step!r} must be 0 to {len(place) - 1}")
         if not isinstance(place, list | dict):
             break

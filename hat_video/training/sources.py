@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from hat_video.errors import SourceError, UsageError
+from hat_video.errors import OutputError, SourceError, UsageError
 
 __all__ = ["PACKAGES", "Package", "fetch"]
 
@@ -78,7 +78,10 @@ def fetch(package: Package, folder: Path) -> list[Path]:
     Raises:
         UsageError: this is not a Debian system.
         SourceError: the package cannot be had; the message says why.
+        OutputError: the folder cannot be made.
     """
+    # Commands run in it.
+    folder = folder.absolute()
     unpacked = folder / package.name
     if not unpacked.is_dir():
         if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
@@ -86,11 +89,20 @@ def fetch(package: Package, folder: Path) -> list[Path]:
                 f"{package.name}: its download needs apt-get and dpkg (Debian, Ubuntu); "
                 "elsewhere train on your own photographs with --only none --images DIR"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        archives = _archives(package, folder) or _download(package, folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
+        archive = next(iter(sorted(folder.glob(f"{package.name}_*.deb"))), None) or _download(package, folder)
         part = folder / f"{package.name}.part"
         shutil.rmtree(part, ignore_errors=True)
-        _run(["dpkg", "-x", str(archives[0]), str(part)], folder, package)
+        try:
+            _run(["dpkg", "-x", str(archive), str(part)], folder, package)
+        except SourceError:
+            # Damaged: the next run shall download it anew.
+            archive.unlink(missing_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         part.rename(unpacked)
     roots = [unpacked / root for root in package.roots]
     missing = [root for root in roots if not root.is_dir()]
@@ -101,13 +113,17 @@ def fetch(package: Package, folder: Path) -> list[Path]:
     return roots
 
 
-def _archives(package: Package, folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{package.name}_*.deb"))
-
-
-def _download(package: Package, folder: Path) -> list[Path]:
-    _run(["apt-get", "-q=2", "download", package.name], folder, package)
-    return _archives(package, folder)
+def _download(package: Package, folder: Path) -> Path:
+    """The archive, which gets into `folder` when it is whole: apt writes under its last name from the start."""
+    part = folder / f"{package.name}.download"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        _run(["apt-get", "-q=2", "download", package.name], part, package)
+        (archive,) = part.glob("*.deb")
+        return archive.rename(folder / archive.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _run(command: list[str], folder: Path, package: Package) -> None:

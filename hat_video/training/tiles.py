@@ -153,6 +153,9 @@ class TileSet:
                 " make it anew"
             )
         self._path = path
+        what = [[group, record["sharpness_db"]] for group, record in zip(groups, records, strict=True)]
+        self.groups_sha256 = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        """Of the groups and the sharpness of all tiles, which decide as much of what is drawn as the pixels."""
         self._groups: dict[str, NDArray[np.int64]] = {}
         for name in dict.fromkeys(groups):
             self._groups[name] = np.array([i for i in range(len(records)) if groups[i] == name and kept[i]], np.int64)
