@@ -103,8 +103,10 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tiles: Path, tmp_path: Path) 
 
 
 def test_interrupt_saves_and_says_how_to_go_on(tiles: Path, tmp_path: Path) -> None:
+    # More than any machine does in the time.
+    options = ("--set", "stages.0.iterations=100000", "--set", "evaluate_every=100000")
     child = subprocess.Popen(
-        command(tiles, tmp_path / "run", "--set", "evaluate_every=1000", "--set", "save_every_seconds=1e9"),
+        command(tiles, tmp_path / "run", *options, "--set", "save_every_seconds=1e9"),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -237,7 +239,8 @@ def test_whoever_is_told_may_stop_it(tiles: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_training_with_workers_can_go_on_at_once(tiles: Path, tmp_path: Path) -> None:
-    words = command(tiles, tmp_path / "run", "--workers", "1", "--set", "save_every_seconds=0.1", "-q")
+    options = ("--set", "stages.0.iterations=100000", "--set", "evaluate_every=100000")
+    words = command(tiles, tmp_path / "run", "--workers", "1", *options, "--set", "save_every_seconds=0.1", "-q")
     child = subprocess.Popen(words)
     deadline = time.monotonic() + 90
     while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
