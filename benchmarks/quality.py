@@ -23,8 +23,6 @@ from hat_video.model.zoo import list_models  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "quality.json"
 README = ROOT / "README.md"
-STRENGTHS = {True: (0, 23), False: (16, 23, 28, 34)}
-"""libx264's crf of the clips: where they are also made smaller, and where they are only compressed."""
 BEGIN, END = "<!-- quality: made by benchmarks/quality.py -->", "<!-- /quality -->"
 
 
@@ -43,9 +41,9 @@ def measure(stills: list[Path], clips: list[Path], frames: int, scales: list[int
         found = evaluate(
             names,
             scale,
-            stills=stills if scale > 1 else (),
-            clips=clips,
-            crf=STRENGTHS[scale > 1],
+            stills=stills,
+            clips=clips if scale > 1 else (),
+            crf=(0, 23),
             frames=frames,
             on_step=lambda step, scale=scale: print(f"x{scale} {step}", flush=True),
         )
@@ -54,7 +52,7 @@ def measure(stills: list[Path], clips: list[Path], frames: int, scales: list[int
         "command": "python benchmarks/quality.py --stills ... --clips ...",
         "machine": machine(),
         "versions": versions("torch", "av"),
-        "scores": dict(sorted(scores.items(), key=lambda entry: (entry[0] == "x1", entry))),
+        "scores": dict(sorted(scores.items())),
     }
 
 
@@ -63,32 +61,32 @@ def table(result: dict[str, Any]) -> str:
     parts = []
     for scale, found in result["scores"].items():
         sets = [entry["name"] for entry in next(iter(found["stills"].values()), [])]
-        strengths = sorted({clip["crf"] for clip in found["clips"]})
-        clips = {crf: [clip for clip in found["clips"] if clip["crf"] == crf] for crf in strengths}
+        clips = {crf: [clip for clip in found["clips"] if clip["crf"] == crf] for crf in (0, 23)}
         head = [scale, *sets]
-        head += [f"{len(clips[crf])} clips, {'lossless' if crf == 0 else f'crf {crf}'}" for crf in clips]
+        head += [f"{len(clips[crf])} clips, {'lossless' if crf == 0 else f'crf {crf}'}" for crf in clips if clips[crf]]
         rows = [head, ["---"] * len(head)]
         for label in found["candidates"]:
             row = [f"`{label}`", *(f"{entry['psnr']:.2f}" for entry in found["stills"].get(label, []))]
-            row += [_summary(entries, label) for entries in clips.values()]
+            for entries in clips.values():
+                if entries:
+                    row.append(_summary(entries, label))
             rows.append(row)
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
     return "\n\n".join(parts)
 
 
 def _summary(clips: list[dict[str, Any]], label: str) -> str:
-    """Mean PSNR and VMAF-NEG, and in brackets the gains over Lanczos, or the input, where each is least."""
-    baseline = next(score["candidate"] for score in clips[0]["scores"] if score["candidate"] in ("lanczos", "input"))
-    mine, theirs = (
+    """Mean PSNR and VMAF-NEG, and in brackets the gains over Lanczos on the clip where each is least."""
+    mine, lanczos = (
         [next(score for score in clip["scores"] if score["candidate"] == name) for clip in clips]
-        for name in (label, baseline)
+        for name in (label, "lanczos")
     )
     parts = []
     for name, digits in (("psnr", 2), ("vmaf_neg", 1)):
-        if any(score[name] is None for score in (*mine, *theirs)):
+        if any(score[name] is None for score in (*mine, *lanczos)):
             continue
-        least = min(score[name] - other[name] for score, other in zip(mine, theirs, strict=True))
-        gain = "" if label == baseline else f" ({least:+.{digits}f})"
+        least = min(score[name] - other[name] for score, other in zip(mine, lanczos, strict=True))
+        gain = "" if label == "lanczos" else f" ({least:+.{digits}f})"
         parts.append(f"{statistics.mean(score[name] for score in mine):.{digits}f}{gain}")
     return " / ".join(parts)
 

@@ -90,7 +90,10 @@ def evaluate_stills(
     originals = _originals(folder)[:limit]
     scores = []
     for path in originals:
-        low, high = _pair(path, folder / f"LR_x{scale}", scale)
+        low, high = _read(path, folder / f"LR_x{scale}", scale)
+        if low is None:
+            size = (high.shape[2] // scale, high.shape[3] // scale)
+            low = resize(high.double(), size, rounded=True).clamp_(0, 1).float()
         output = upscale(low).detach().cpu()
         if output.shape != high.shape:
             raise ValueError(f"{tuple(low.shape)} became {tuple(output.shape)}; x{scale} is {tuple(high.shape)}")
@@ -111,7 +114,7 @@ def check_stills(folder: Path, scale: int) -> None:
         SourceError: the first of its pictures cannot be used.
     """
     for path in _originals(folder):
-        _pair(path, folder / f"LR_x{scale}", scale)
+        _read(path, folder / f"LR_x{scale}", scale)
 
 
 def _originals(folder: Path) -> list[Path]:
@@ -121,16 +124,14 @@ def _originals(folder: Path) -> list[Path]:
     return found
 
 
-def _pair(path: Path, low_folder: Path, scale: int) -> tuple[Tensor, Tensor]:
-    """The low resolution and the part of the original that it shows."""
+def _read(path: Path, low_folder: Path, scale: int) -> tuple[Tensor | None, Tensor]:
+    """The low resolution, where it is stored, and the part of the original that it shows."""
     high = read_picture(path)
     height, width = (size // scale * scale for size in high.shape[2:])
     if min(height, width) < 11 + 2 * scale:
         raise SourceError(f"{path}: {width}x{height} is too small to be evaluated at x{scale}")
     if not low_folder.is_dir():
-        high = high[:, :, :height, :width]
-        low = resize(high.double(), (height // scale, width // scale), rounded=True).clamp_(0, 1)
-        return low.float(), high
+        return None, high[:, :, :height, :width]
     low_path = low_folder / path.name
     low = read_picture(low_path)
     if low.shape[2:] != torch.Size((height // scale, width // scale)):
