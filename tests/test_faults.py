@@ -59,7 +59,7 @@ def test_killed_at_a_chosen_moment(clip: Path, whole: bytes, tmp_path: Path, mom
     process = start("upscale", clip, "-o", output, *FAST)
     deadline = time.monotonic() + 60
     while not MOMENTS[moment](output) and process.poll() is None and time.monotonic() < deadline:
-        pass
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not output.exists() or output.read_bytes() == whole, "a name holds the whole film or nothing"

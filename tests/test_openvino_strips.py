@@ -88,7 +88,7 @@ def test_tiles_of_strips_equal_the_whole(folder: Path, monkeypatch: pytest.Monke
 def test_threads_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of(NANO)
     frames = [random_frames(1, 3, 40, 24) * shade / 8 for shade in range(8)]
-    expected = [OpenVINONetwork(network, "bf16", in_flight=1, folder=tmp_path / "whole")(frame) for frame in frames]
+    expected = list(map(OpenVINONetwork(network, "bf16", in_flight=1, folder=tmp_path / "whole"), frames))
     cut(monkeypatch, 16)
     many = OpenVINONetwork(network, "bf16", in_flight=2, folder=tmp_path / "strips")
     with ThreadPoolExecutor(3) as pool:

@@ -102,10 +102,10 @@ def test_the_reach_is_no_wider_than_it_must_be(name: str) -> None:
 
 
 def test_a_tile_no_longer_changes_the_picture() -> None:
-    frames = torch.rand(1, 3, 150, 211, generator=torch.Generator().manual_seed(0))
+    frames = torch.rand(1, 3, 102, 121, generator=torch.Generator().manual_seed(0))
     boxed = load_model("hat-nano", scale=2).pooled(16)
     whole = Upscaler(boxed)(frames)
-    for tile in (16, 50, 64, 150):
+    for tile in (16, 50, 64, 102):
         assert torch.equal(Upscaler(boxed, tile=tile)(frames), whole)
     assert not torch.equal(Upscaler(boxed.pooled(0), tile=64)(frames), whole)
 
@@ -160,7 +160,7 @@ def test_a_changed_part_gives_the_same_bits(name: str, config: HATConfig, size: 
     small = info(name, width, height)
     large = replace(small, width=width * config.upscale, height=height * config.upscale)
     rng = random.Random(0)
-    changes = [(rng.randrange(height), rng.randrange(width), rng.randint(1, 24), rng.randint(1, 24)) for _ in range(8)]
+    changes = [(rng.randrange(height), rng.randrange(width), rng.randint(1, 24), rng.randint(1, 24)) for _ in range(5)]
     changes += [(height - 2, width - 2, 2, 2), (0, 0, 1, 1), (0, 0, height, width), (50, 50, 0, 0)]
     frames = film(small, changes)
     upscaler = Upscaler(model(config), precision="fp32")

@@ -378,7 +378,9 @@ class Training:
         for batch in loader:
             stage, number = recipe.stage_at(self.iteration)
             rate = self._enter(stage, number)
-            losses.append(self._step(module, stage, *self._pair(batch)))
+            loss = self._step(module, stage, *self._pair(batch))
+            if self.rank == 0:
+                losses.append(loss)
             self.iteration += 1
             self.seconds = before + time.monotonic() - began
             is_cancelled = cancel.is_set()
