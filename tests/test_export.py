@@ -64,7 +64,7 @@ def test_what_cannot_be_exported_is_one_line(
     with monkeypatch.context() as patch:
         # A file system that is read-only does not even let a missing file be removed.
         refusal = OSError(errno.EROFS, "Read-only file system")
-        patch.setattr(Path, "write_bytes", Mock(side_effect=refusal))
+        patch.setattr(Path, "replace", Mock(side_effect=refusal))
         patch.setattr(Path, "unlink", Mock(side_effect=refusal))
         assert main([*tiny, str(tmp_path / "a.onnx")]) == 1
     said = capsys.readouterr().err

@@ -149,7 +149,7 @@ def test_where_nothing_can_be_written(
     assert capsys.readouterr().err == "hat-video: /proc/a.png: cannot be written: No such file or directory\n"
     # A file system that is read-only does not even let a missing file be removed.
     refusal = OSError(errno.EROFS, "Read-only file system")
-    monkeypatch.setattr(Path, "write_bytes", Mock(side_effect=refusal))
+    monkeypatch.setattr(Path, "replace", Mock(side_effect=refusal))
     monkeypatch.setattr(Path, "unlink", Mock(side_effect=refusal))
     assert upscale(source) == 1
     assert capsys.readouterr().err == f"hat-video: {tmp_path / 'a_x2.png'}: cannot be written: Read-only file system\n"

@@ -31,6 +31,7 @@ from hat_video.training.loop import Training, TrainProgress, _distance
 from hat_video.training.networks import build_network
 from hat_video.training.recipe import NetworkShape, Stage, TrainRecipe, load_recipe, read_changes
 from hat_video.training.tiles import TILE, TileRecord, TileWriter
+from tests.live.leftovers import free_port
 from tests.test_tiles import photograph
 
 TINY = NetworkShape(embed_dim=8, depths=(2,), squeeze_factor=4, num_feat=8)
@@ -129,6 +130,31 @@ def test_two_processes_learn_what_one_does(tiles: Path, tmp_path: Path) -> None:
     subprocess.run(words, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     # Adam divides by the root of the squared gradient, which blows up the rounding of tiny gradients.
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=5e-3)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_interrupt_of_one_process_stops_all_of_them_together(rank: int, tiles: Path, tmp_path: Path) -> None:
+    options = ("--set", "stages.0.iterations=100000", "--set", "evaluate_every=100000")
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    children = [
+        subprocess.Popen(
+            command(tiles, tmp_path / "run", *options, "--set", "save_every_seconds=0.2"),
+            env=environment | {"RANK": str(number), "LOCAL_RANK": str(number), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    state = tmp_path / "run" / "state.pt"
+    deadline = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children[rank].send_signal(signal.SIGINT)
+    for child in children:
+        _, errors = child.communicate(timeout=60)
+        assert child.returncode == 130, errors
+        assert "saved at iteration" in errors
+        assert "Traceback" not in errors
 
 
 def test_a_finished_training_has_nothing_left_to_do(tiles: Path, tmp_path: Path) -> None:

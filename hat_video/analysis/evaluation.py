@@ -18,8 +18,8 @@ from hat_video.analysis.sheet import Sheet
 from hat_video.analysis.stills import StillsResult, check_stills, evaluate_stills
 from hat_video.analysis.vmaf import HOW_TO_GET_VMAF, find_vmaf
 from hat_video.errors import OutputError, SourceError, UsageError
+from hat_video.files import write_atomically
 from hat_video.inference.upscaler import Upscaler
-from hat_video.jobs.work import write_atomically
 from hat_video.model.hat import HATConfig
 from hat_video.model.zoo import default_model_name, load_model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from hat_video.analysis.metrics import luma, psnr
 from hat_video.analysis.pictures import pillow
 from hat_video.errors import OutputError, UsageError
+from hat_video.files import write_atomically
 from hat_video.model.resample import resize
 
 __all__ = ["Sheet", "parse_crop"]
@@ -127,13 +129,12 @@ class Sheet:
         for row, (w, h) in zip(rows, cells, strict=True):
             self._draw(sheet, row, top, w)
             top += h
-        part = path.with_name(path.name + ".part")
+        image = BytesIO()
+        sheet.save(image, format="PNG")
         try:
-            sheet.save(part, format="PNG")
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OutputError(f"--sheet {path}: cannot be written: {error.strerror or error}") from None
+            write_atomically(path, image.getvalue())
+        except OutputError as error:
+            raise OutputError(f"--sheet {error}") from None
 
     def _draw(self, sheet: Any, row: _Row, top: int, width: int) -> None:
         image = pillow().Image

@@ -83,7 +83,7 @@ def write_report(path: Path | None, kind: Any, report: object) -> None:
     """
     if path is None:
         return
-    from hat_video.jobs.work import write_atomically
+    from hat_video.files import write_atomically
 
     try:
         write_atomically(path, TypeAdapter(kind).dump_json(report, indent=1) + b"\n")

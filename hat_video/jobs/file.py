@@ -29,6 +29,7 @@ from hat_video.errors import (
     VerifyError,
     WorkError,
 )
+from hat_video.files import remove_unfinished, write_atomically
 from hat_video.frames import FrameBatch
 from hat_video.inference.processors import cpu_count
 from hat_video.inference.timeline import Span, write_trace
@@ -41,7 +42,7 @@ from hat_video.jobs.plan import CONTAINERS, Manifest, Plan, Segment, plan_file
 from hat_video.jobs.report import FileReport, Progress, Stage, check_report
 from hat_video.jobs.sequence import as_film
 from hat_video.jobs.verification import verify_files
-from hat_video.jobs.work import SegmentRecord, Worker, drop_segment, read_record, write_atomically
+from hat_video.jobs.work import SegmentRecord, Worker, drop_segment, read_record
 from hat_video.jobs.workspace import (
     WORK_FOLDER,
     Receipt,
@@ -258,8 +259,7 @@ class _Run:
         """The work folder; removed again by a run that leaves nothing to go on with."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for left_over in folder.glob(".tmp-*"):
-                left_over.unlink()
+            remove_unfinished(folder)
             sweep(base)
         except OSError as error:
             raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from None

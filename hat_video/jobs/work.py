@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from hat_video.errors import CancelledError, OutOfMemoryError, OutputError, WorkError
+from hat_video.files import write_atomically
 from hat_video.frames import FrameBatch
 from hat_video.inference.double_buffer import Lane, Prefetch, StreamLane, ThreadLane, run_through
 from hat_video.inference.timeline import Span, Timeline
@@ -36,7 +37,7 @@ from hat_video.media.full_check import hash_planes, is_lossless
 from hat_video.media.probe import Probe, probe
 from hat_video.media.source import open_source
 
-__all__ = ["SegmentRecord", "Worker", "drop_segment", "read_record", "write_atomically"]
+__all__ = ["SegmentRecord", "Worker", "drop_segment", "read_record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,39 +67,6 @@ class SegmentRecord:
     """`hash_planes` of the frames that a lossless encoder was given, in presentation order; else none."""
     seconds: dict[str, float]
     """decode, model (summed over the frames in flight), encode, wall."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` so that any reader, at any moment, sees all of it or none.
-
-    A link stays one; what is no file (a pipe, a device) has no name that could change, and is written to.
-
-    Raises:
-        OutputError: the disk is full or the folder cannot be written.
-    """
-    there = Path(os.path.realpath(path))
-    part = there.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        if there.exists() and not there.is_file():
-            there.write_bytes(data)
-            return
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(there)
-        _sync_folder(there.parent)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_record(folder: Path, manifest: Manifest, segment: Segment) -> SegmentRecord | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from hat_video.errors import OutputError, WorkError
-from hat_video.jobs.work import write_atomically
+from hat_video.files import write_atomically
 
 __all__ = [
     "WORK_FOLDER",

@@ -5,8 +5,6 @@ libvips reads and writes them, since it keeps what belongs to a picture besides 
 
 from __future__ import annotations
 
-import uuid
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hat_video.errors import OptionError, OutputError, SourceError, UsageError
+from hat_video.files import write_atomically
 from hat_video.frames import ColorInfo, PixelFormat, VideoInfo
 from hat_video.media.opening import Limits
 
@@ -153,7 +152,6 @@ def write_still(path: Path, planes: tuple[Tensor, ...], info: VideoInfo, still: 
         pixels = pixels[..., :3]
         notes.append(f"{suffix} has no transparency; it is left out")
     kinds = {(True, True): "grey16", (True, False): "b-w", (False, True): "rgb16", (False, False): "srgb"}
-    part = path.with_name(f".tmp-{uuid.uuid4().hex}{suffix}")
     scale = (info.width / still.info.width, info.height / still.info.height)
     try:
         image = vips.Image.new_from_array(np.ascontiguousarray(pixels), interpretation=kinds[is_gray, is_deep])
@@ -162,11 +160,8 @@ def write_still(path: Path, planes: tuple[Tensor, ...], info: VideoInfo, still: 
         for field, value in still.carried.items():
             image.set_type(types.get(type(value), vips.GValue.blob_type), field, value)
         # libvips would name the unfinished file, and not what hinders it.
-        part.write_bytes(image.write_to_buffer(suffix, **_SAVE[suffix]))
-        part.replace(path)
-    except (vips.Error, OSError) as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        said = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise OutputError(f"{path}: cannot be written: {said}") from None
+        data = image.write_to_buffer(suffix, **_SAVE[suffix])
+    except vips.Error as error:
+        raise OutputError(f"{path}: cannot be written: {' '.join(str(error).split())}") from None
+    write_atomically(path, data)
     return notes

@@ -6,13 +6,14 @@ import io
 import json
 import logging
 import warnings
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hat_video.errors import ModelError, OutputError, UsageError
+from hat_video.files import write_atomically
 from hat_video.model.cnn import CNN, CNNConfig
 from hat_video.model.hat import HAT, HATConfig
 from hat_video.model.zoo import Model
@@ -60,14 +61,7 @@ def export_onnx(model: Model, path: Path) -> dict[str, Any]:
     facts = _facts(model, network.config)
     proto = _proto(network)
     onnx.helper.set_model_props(proto, {_METADATA_KEY: json.dumps(facts)})
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(proto.SerializeToString())
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    write_atomically(path, proto.SerializeToString())
     return facts
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from hat_video.errors import OutputError
+from hat_video.files import write_atomically
 from hat_video.model.checkpoint import METADATA_KEY
 from hat_video.model.hat import HAT, HATConfig
 from hat_video.model.windows import overlapping_position_index, relative_position_index
@@ -45,14 +45,8 @@ def save_tensors(state: Mapping[str, Tensor], path: Path, facts: Mapping[str, ob
     Raises:
         OutputError: the file cannot be written.
     """
-    part = path.with_name(path.name + ".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    try:
-        part.write_bytes(save(tensors, {METADATA_KEY: json.dumps(dict(facts))}))
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(dict(facts))}))
 
 
 def fold_conv_scale(state: Mapping[str, Tensor], config: HATConfig) -> dict[str, Tensor]:

@@ -7,10 +7,12 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
-from hat_video.errors import OutputError, UsageError
+from hat_video.errors import UsageError
+from hat_video.files import write_atomically
 
 __all__ = ["OTHER_COLUMNS", "TrainLog", "TrainProgress"]
 
@@ -72,23 +74,16 @@ class TrainLog:
         row |= {"rate": f"{progress.rate:.3e}", "seconds": f"{progress.seconds:.0f}"}
         row |= {name: f"{value:.4f}" for name, value in progress.scores.items()}
         self._rows = [known for known in self._rows if int(known["iteration"]) != progress.iteration] + [row]
-        try:
-            self._draw()
-            self._write()
-        except OSError as error:
-            raise OutputError(f"{self._path.parent}: the log cannot be written: {error.strerror}") from None
+        self._draw()
+        self._write()
 
     def _write(self) -> None:
-        part = self._path.with_suffix(".part")
         names = list(dict.fromkeys(name for row in self._rows for name in row))
-        try:
-            with part.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, names, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(self._rows)
-            part.replace(self._path)
-        finally:
-            part.unlink(missing_ok=True)
+        text = StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self._path, text.getvalue().encode())
 
     def _draw(self) -> None:
         """Loss and Y-PSNR over iterations."""
@@ -115,9 +110,6 @@ class TrainLog:
                 left.axvline(int(one["iteration"]), color="0.8")
         if right.lines:
             right.legend(loc="lower right")
-        part = self._curve.with_suffix(".part")
-        try:
-            figure.savefig(part, dpi=100, format="png")
-            part.replace(self._curve)
-        finally:
-            part.unlink(missing_ok=True)
+        image = BytesIO()
+        figure.savefig(image, dpi=100, format="png")
+        write_atomically(self._curve, image.getvalue())

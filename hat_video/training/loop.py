@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from hat_video.analysis.metrics import crop_border, luma, psnr
 from hat_video.analysis.stills import check_stills, evaluate_stills
 from hat_video.errors import CancelledError, ModelError, OutputError, UsageError
+from hat_video.files import remove_unfinished, write_atomically
 from hat_video.inference.optimize import optimize
 from hat_video.inference.upscaler import choose_device
 from hat_video.model.checkpoint import load_network, read_checkpoint
@@ -196,6 +197,7 @@ class Training:
             if self.rank == 0:
                 # The kernel lets go of it when the process ends, however it ends.
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_unfinished(self.folder)
             yield handle
         except BlockingIOError:
             raise UsageError(f"-o {self.folder}: another training is running in it; give a new folder") from None
@@ -312,7 +314,6 @@ class Training:
         """
         if self.rank:
             return
-        part = self._state_path.with_suffix(".part")
         state = {
             "identity": self._identity,
             "network": self.network.state_dict(),
@@ -323,18 +324,10 @@ class Training:
             "stage": self._stage_name,
             "last": self._last,
         }
-        try:
-            # Into memory first: torch's writer hides why a disk takes no more.
-            buffer = BytesIO()
-            torch.save(state, buffer)
-            with part.open("wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self._state_path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OutputError(f"{self._state_path}: cannot be written: {error.strerror}") from None
+        # Into memory first: torch's writer hides why a disk takes no more.
+        buffer = BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self._state_path, buffer.getbuffer())
 
     # --- the loop
 
@@ -383,7 +376,7 @@ class Training:
                 losses.append(loss)
             self.iteration += 1
             self.seconds = before + time.monotonic() - began
-            is_cancelled = cancel.is_set()
+            is_cancelled = self._any(cancel.is_set())
             is_told = self._is_due or self.iteration % _TELL_EVERY == 0
             is_saved = self._is_due or time.monotonic() - saved > recipe.save_every_seconds or is_cancelled
             if self.rank == 0 and (is_told or is_saved):
@@ -434,7 +427,17 @@ class Training:
             return module
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        # A group for what is decided together: through it nothing waits for a GPU.
+        self._together = torch.distributed.new_group(backend="gloo")
         return DistributedDataParallel(module)
+
+    def _any(self, mine: bool) -> bool:
+        """Whether it is so in any process: one that stopped alone would leave the others waiting for its gradients."""
+        if self.world == 1:
+            return mine
+        flag = torch.tensor(int(mine))
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, self._together)
+        return bool(flag)
 
     def _pool_as(self, stage: Stage) -> None:
         for network in (self.network, self.ema):

@@ -1,0 +1,55 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from hat_video.errors import OutputError
+
+__all__ = ["remove_unfinished", "write_atomically"]
+
+_UNFINISHED = ".tmp-"
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Writes `data` to `path` so that any reader, at any moment, sees all of it or none.
+
+    A link stays one; what is no file (a pipe, a device) has no name that could change, and is written to.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    there = Path(os.path.realpath(path))
+    part = there.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
+    try:
+        if there.exists() and not there.is_file():
+            there.write_bytes(data)
+            return
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(there)
+        _sync_folder(there.parent)
+    except OSError as error:
+        # A file system that is read-only does not even let a missing file be removed.
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a process that was killed had begun to write; only where no other process writes."""
+    for left_over in folder.glob(f"{_UNFINISHED}*"):
+        left_over.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
