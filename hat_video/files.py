@@ -44,7 +44,9 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Removes what a process that was killed had begun to write; only where no other process writes."""
     for left_over in folder.glob(f"{_UNFINISHED}*"):
-        left_over.unlink(missing_ok=True)
+        # What cannot be removed is in nobody's way; whether anything can be written shows soon enough.
+        with suppress(OSError):
+            left_over.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
