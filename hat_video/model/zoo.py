@@ -91,7 +91,7 @@ _SHIPPED = (
         "Apache-2.0",
         "included",
         {
-            2: "8ba4895b57de5059f9003d67f11643456659f9655a9b578ddb30449aebbc50de",
+            2: "3e157528ca4a6543351dbd0fd31dd3bd15206447d70b88468538cd25f3d0181f",
             3: "4b50033562c7173cc83d5e137b2d18208761e2a2c63f47d7ebf2b26d3afd80f4",
             4: "437f3bd047f5a2c6e7d9cf69a9d0247370370ac4802ea5480f67cf1330f437a8",
         },
@@ -104,7 +104,7 @@ _SHIPPED = (
         97_878,
         "Apache-2.0",
         "included",
-        {2: "7b396bfad9781e539ced1fbeec3fd499e2e4f4189a1b4f343d4b615cb2e79881"},
+        {2: "56999e3bd26fdafd7175178a7044b85d6569336e7a1cb671234b2ba6f5560c59"},
         is_included=True,
     ),
     ModelFacts(
