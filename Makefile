@@ -34,8 +34,9 @@ quality: $(READY)
 demo: $(READY)
 	$(BIN)/python samples/demo.py
 
+# A failure is shown when it happens. instafail comes before xdist, which tells the reporter of then to name no files.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -p instafail --instafail $(ARGS)
 
 # What a camera's tests need of the system: a screen, a browser, and an FFmpeg with SRT.
 test-live: $(READY)
