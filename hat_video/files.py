@@ -9,9 +9,10 @@ from pathlib import Path
 
 from hat_video.errors import OutputError
 
-__all__ = ["remove_unfinished", "write_atomically"]
+__all__ = ["UNFINISHED", "remove_unfinished", "write_atomically"]
 
-_UNFINISHED = ".tmp-"
+UNFINISHED = ".tmp-"
+"""What the names of files and folders begin with that are not whole yet, or no longer."""
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -23,7 +24,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         OutputError: the disk is full or the folder cannot be written.
     """
     there = Path(os.path.realpath(path))
-    part = there.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
+    part = there.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
         if there.exists() and not there.is_file():
             there.write_bytes(data)
@@ -43,7 +44,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what a process that was killed had begun to write; only where no other process writes."""
-    for left_over in folder.glob(f"{_UNFINISHED}*"):
+    for left_over in folder.glob(f"{UNFINISHED}*"):
         # What cannot be removed is in nobody's way; whether anything can be written shows soon enough.
         with suppress(OSError):
             left_over.unlink()

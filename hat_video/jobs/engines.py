@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from hat_video.errors import CancelledError, DeviceLostError, HatVideoError, WorkError
+from hat_video.files import UNFINISHED
 from hat_video.frames import FrameBatch
 from hat_video.inference.timeline import Span
 from hat_video.inference.upscaler import Upscaler
@@ -186,7 +187,7 @@ class ProcessEngine:
         self.notes.append(f"the process on {hand.device} died ({how})")
         if hand.segment is None:
             return
-        for left_over in self._orders[0].folder.glob(f".tmp-{hand.segment.id:05d}-*"):
+        for left_over in self._orders[0].folder.glob(f"{UNFINISHED}{hand.segment.id:05d}-*"):
             left_over.unlink(missing_ok=True)
         self._deaths[hand.segment.id] += 1
         if self._deaths[hand.segment.id] >= _MOST_DEATHS:

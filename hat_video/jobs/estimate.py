@@ -14,6 +14,7 @@ from types import TracebackType
 
 import torch
 
+from hat_video.files import UNFINISHED
 from hat_video.frames import FrameBatch
 from hat_video.jobs.plan import Manifest, Segment
 from hat_video.media.encoder import SegmentWriter
@@ -127,7 +128,7 @@ class Trial:
         self, manifest: Manifest, found: Probe, folder: Path, *, in_flight: int, to_do: Sequence[Segment], began: float
     ) -> None:
         self._manifest, self._found, self._began = manifest, found, began
-        self._path = folder / f".tmp-trial-{uuid.uuid4().hex}.mkv"
+        self._path = folder / f"{UNFINISHED}trial-{uuid.uuid4().hex}.mkv"
         self._left = sum(len(segment.pts) for segment in to_do)
         self._pace = Pace(in_flight)
         self._writer: SegmentWriter | None = None

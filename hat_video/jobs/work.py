@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from hat_video.errors import CancelledError, OutOfMemoryError, OutputError, WorkError
-from hat_video.files import write_atomically
+from hat_video.files import UNFINISHED, write_atomically
 from hat_video.frames import FrameBatch
 from hat_video.inference.double_buffer import Lane, Prefetch, StreamLane, ThreadLane, run_through
 from hat_video.inference.timeline import Span, Timeline
@@ -189,7 +189,7 @@ class Worker:
             SourceError, OutputError, ModelError, WorkError: it could not be made; nothing of it is left.
         """
         began = time.perf_counter()
-        part = self._folder / f".tmp-{segment.id:05d}-{uuid.uuid4().hex}.mkv"
+        part = self._folder / f"{UNFINISHED}{segment.id:05d}-{uuid.uuid4().hex}.mkv"
         self._source.lost.clear()
         self._source.corrupt.clear()
         self._hashes = []

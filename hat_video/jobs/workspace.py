@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from hat_video.errors import OutputError, WorkError
-from hat_video.files import write_atomically
+from hat_video.files import UNFINISHED, write_atomically
 
 __all__ = [
     "WORK_FOLDER",
@@ -149,7 +149,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 def sweep(base: Path) -> None:
     """Removes what a killed `discard` has left."""
-    for doomed in base.glob(".tmp-*"):
+    for doomed in base.glob(f"{UNFINISHED}*"):
         shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -165,7 +165,7 @@ def remove_empty(base: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Removes a work folder so that no half of it is ever found: it loses its name first."""
-    doomed = folder.with_name(f".tmp-{uuid.uuid4().hex}")
+    doomed = folder.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
         folder.rename(doomed)
     except OSError:
