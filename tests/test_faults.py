@@ -91,6 +91,7 @@ def test_killed_at_thirty_random_moments(clip: Path, whole: bytes, tmp_path: Pat
         "    os.kill(child, signal.SIGKILL)\n"
         "    status = os.waitpid(child, 0)[1]\n"
         "    killed += os.WIFSIGNALED(status)\n"
+        "    if not os.WIFSIGNALED(status): length *= 0.8\n"
         "    if os.path.exists(output + '/out.mp4'):\n"
         "        same = open(output + '/out.mp4', 'rb').read() == open(output + '/timed.mp4', 'rb').read()\n"
         "        assert same, f'a half film after {number}'\n"
@@ -101,6 +102,7 @@ def test_killed_at_thirty_random_moments(clip: Path, whole: bytes, tmp_path: Pat
     command = [sys.executable, "-c", launcher, str(tmp_path), str(clip), *FAST]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=220)
     assert result.returncode == 0, result.stderr
+    # On a machine that others use too, the run that was timed may have taken much longer than those that follow.
     assert int(result.stdout.split()[0]) >= 20, "most runs were killed before they were done"
     output = tmp_path / "out.mp4"
     assert upscale(clip, "-o", output, *FAST, "-q") == 0

@@ -1,14 +1,17 @@
 """The training set: what is taken, what is left out, and that a build repeats to the byte."""
 
+import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -169,6 +172,54 @@ def test_packages_are_unpacked_and_damaged_ones_do_not_stay(tmp_path: Path, monk
     archive.parent.write_bytes(b"")
     with pytest.raises(OutputError, match="cannot be made"):
         fetch(package, Path("cut"))
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="no Node.js")
+def test_packages_of_npm_are_unpacked_without_their_first_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Package("@some/things", "photo", ("img",), "MIT", "npm", "1.2.3")
+    root = tmp_path / "root"
+    (root / "img").mkdir(parents=True)
+    (root / "package.json").write_text('{"name": "@some/things", "version": "1.2.3"}')
+    photograph(1).save(root / "img/a.png")
+    monkeypatch.chdir(tmp_path)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        subprocess.run(["npm", "pack", "--silent", root], check=True, capture_output=True, cwd=tmp_path / name)
+    (found,) = fetch(package, Path("whole"))
+    assert found == tmp_path / "whole/some-things-1.2.3/img"
+    assert [path.name for path in found.iterdir()] == ["a.png"]
+    archive = tmp_path / "cut" / "some-things-1.2.3.tgz"
+    archive.write_bytes(archive.read_bytes()[:-5000])
+    with pytest.raises(SourceError, match=r"some-things-1\.2\.3\.tgz cannot be unpacked"):
+        fetch(package, Path("cut"))
+    assert not list((tmp_path / "cut").iterdir()), "what is damaged is fetched anew"
+    monkeypatch.setenv("npm_config_fetch_retries", "0")
+    # No version of it is this one, whether the registry is within reach or not.
+    with pytest.raises(SourceError, match="`npm pack` failed: npm error"):
+        fetch(replace(package, version="0.0.0-no-such-version"), Path("cut"))
+    assert not list((tmp_path / "cut").iterdir())
+
+
+def test_what_a_registrys_archive_holds_stays_in_its_folder(tmp_path: Path) -> None:
+    package = Package("things", "photo", ("img",), "MIT", "npm", "1.0.0")
+    with tarfile.open(tmp_path / "things-1.0.0.tgz", "w:gz") as tar:
+        member = tarfile.TarInfo("package/../../../outside.png")
+        tar.addfile(member, io.BytesIO(b""))
+    with pytest.raises(SourceError, match="cannot be unpacked"):
+        fetch(package, tmp_path / ".")
+    assert not list(tmp_path.parent.rglob("outside.png"))
+
+
+@pytest.mark.parametrize(("registry", "client"), [("debian", "apt-get and dpkg"), ("npm", "npm")])
+def test_a_registry_without_its_client_is_told(
+    registry: Literal["debian", "npm"], client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=f"needs {client} .*--only"):
+        fetch(Package("things", "photo", ("img",), "MIT", registry, "1.0.0"), tmp_path / "downloads")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def test_two_processes_learn_what_one_does(tiles: Path, tmp_path: Path) -> None:
     subprocess.run(command(tiles, tmp_path / "one", *options), check=True)
     words = command(tiles, tmp_path / "two", *options)
     words[1:3] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hat_video"]
-    subprocess.run(words, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    result = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
     # Adam divides by the root of the squared gradient, which blows up the rounding of tiny gradients.
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=5e-3)
 

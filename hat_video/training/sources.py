@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hat_video.errors import OutputError, SourceError, UsageError
 
@@ -14,7 +16,7 @@ __all__ = ["PACKAGES", "Package", "fetch"]
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A Debian package with pictures in it."""
+    """A package of Debian's or npm's with pictures in it."""
 
     name: str
     group: str
@@ -22,7 +24,17 @@ class Package:
     roots: tuple[str, ...]
     """Folders inside the package."""
     licence: str
-    """As its copyright file says."""
+    """As its copyright file says, or its package.json."""
+    registry: Literal["debian", "npm"] = "debian"
+    version: str = ""
+    """On npm, where every version stays; Debian's is that of the release."""
+
+    @property
+    def stem(self) -> str:
+        """What its archive's name begins with, and its folder's is."""
+        if self.registry == "debian":
+            return self.name
+        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}"
 
 
 _WALLPAPERS = (
@@ -64,9 +76,31 @@ PACKAGES = (
         tuple(f"usr/share/wallpapers/{name}/contents/images" for name in _WALLPAPERS),
         "GPL-2+",
     ),
+    *(
+        Package(name, "photo", roots, licence, "npm", version)
+        for name, version, roots, licence in (
+            ("@strapi/template-blog", "2.0.5", ("template/data/uploads",), "MIT"),
+            ("@tabler/preview", "1.2.0", ("dist/static/photos",), "names none; Tabler is MIT"),
+            ("adminbsb-materialdesign", "1.0.7", ("images",), "MIT"),
+            ("argon-design-system-free", "1.2.0", ("assets/img/faces", "assets/img/theme"), "MIT"),
+            ("gatsby-starter-hero-blog", "2.0.0", ("content/posts", "src/images/jpg"), "MIT"),
+            ("material-dashboard", "3.1.0", ("assets/img",), "MIT"),
+            ("material-kit", "2.0.4", ("assets/img",), "MIT"),
+            ("now-ui-kit", "1.0.1", ("assets/img",), "ISC"),
+            ("paper-kit-2", "2.1.0", ("assets/img",), "MIT"),
+            ("simplelightbox", "2.14.3", ("demo/img/full",), "MIT"),
+            ("soft-ui-design-system", "1.0.4", ("assets/img",), "MIT"),
+            ("startbootstrap-business-casual", "7.0.9", ("dist/assets/img",), "MIT"),
+            ("startbootstrap-clean-blog", "6.0.9", ("dist/assets/img",), "MIT"),
+            ("stisla", "2.3.0", ("assets/img/unsplash",), "MIT"),
+            ("tabler-ui", "0.0.34", ("dist/demo/photos",), "MIT"),
+            ("uikit", "3.25.29", ("tests/images",), "MIT"),
+        )
+    ),
     Package("openclipart-svg", "vector", ("usr/share/openclipart",), "public domain"),
 )
-"""Most wallpaper packages are blur and gradients, and are left out. Textures of games taught small networks nothing."""
+"""Most wallpaper packages are blur and gradients, and are left out. Textures of games taught small networks nothing.
+Those of npm are templates of web pages: people, things and rooms, which Debian's lack."""
 
 
 def fetch(package: Package, folder: Path) -> list[Path]:
@@ -76,28 +110,25 @@ def fetch(package: Package, folder: Path) -> list[Path]:
         Its roots.
 
     Raises:
-        UsageError: this is not a Debian system.
+        UsageError: the registry's client is not installed.
         SourceError: the package cannot be had; the message says why.
         OutputError: the folder cannot be made.
     """
     # Commands run in it.
     folder = folder.absolute()
-    unpacked = folder / package.name
+    unpacked = folder / package.stem
     if not unpacked.is_dir():
-        if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-            raise UsageError(
-                f"{package.name}: its download needs apt-get and dpkg (Debian, Ubuntu); "
-                "elsewhere train on your own photographs with --only none --images DIR"
-            )
+        _check_client(package)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
-        archive = next(iter(sorted(folder.glob(f"{package.name}_*.deb"))), None) or _download(package, folder)
-        part = folder / f"{package.name}.part"
+        pattern = f"{package.name}_*.deb" if package.registry == "debian" else f"{package.stem}.tgz"
+        archive = next(iter(sorted(folder.glob(pattern))), None) or _download(package, folder)
+        part = folder / f"{package.stem}.part"
         shutil.rmtree(part, ignore_errors=True)
         try:
-            _run(["dpkg", "-x", str(archive), str(part)], folder, package)
+            _unpack(package, archive, part)
         except SourceError:
             # Damaged: the next run shall download it anew.
             archive.unlink(missing_ok=True)
@@ -113,24 +144,55 @@ def fetch(package: Package, folder: Path) -> list[Path]:
     return roots
 
 
+def _check_client(package: Package) -> None:
+    tools, where = (("apt-get", "dpkg"), "Debian, Ubuntu") if package.registry == "debian" else (("npm",), "Node.js")
+    if any(shutil.which(tool) is None for tool in tools):
+        raise UsageError(
+            f"{package.name}: its download needs {' and '.join(tools)} ({where}); name the packages you can get with "
+            "--only, or train on your own photographs with --only none --images DIR"
+        )
+
+
 def _download(package: Package, folder: Path) -> Path:
-    """The archive, which gets into `folder` when it is whole: apt writes under its last name from the start."""
-    part = folder / f"{package.name}.download"
+    """The archive, which gets into `folder` when it is whole: the clients write under its last name from the start."""
+    part = folder / f"{package.stem}.download"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
-        _run(["apt-get", "-q=2", "download", package.name], part, package)
-        (archive,) = part.glob("*.deb")
+        if package.registry == "debian":
+            _run(["apt-get", "-q=2", "download", package.name], part, package)
+        else:
+            _run(["npm", "pack", "--loglevel=error", f"{package.name}@{package.version}"], part, package)
+        (archive,) = (path for path in part.iterdir() if path.suffix in (".deb", ".tgz"))
         return archive.rename(folder / archive.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _unpack(package: Package, archive: Path, folder: Path) -> None:
+    if package.registry == "debian":
+        _run(["dpkg", "-x", str(archive), str(folder)], folder.parent, package)
+        return
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter=_without_first_folder)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise SourceError(f"{package.name}: {archive.name} cannot be unpacked: {error}") from None
+
+
+def _without_first_folder(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Everything in a package of npm's lies in one folder, whose name is its author's choice."""
+    name = member.name.partition("/")[2]
+    return tarfile.data_filter(member.replace(name=name, deep=False), folder) if name else None
+
+
 def _run(command: list[str], folder: Path, package: Package) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        why = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        # npm says what is wrong after a code, and where its log is at the end.
+        why, retry = (lines[-1:], "`apt-get update`") if package.registry == "debian" else (lines[1:2], "again")
         raise SourceError(
             f"{package.name}: `{' '.join(command[:2])}` failed: {' '.join(why)}; "
-            "try `apt-get update`, or name the packages you can get with --only"
+            f"try {retry}, or name the packages you can get with --only"
         )
