@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--scales", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
+    if unknown := set(arguments.scales) - set(shipped()):
+        parser.error(f"--scales {unknown.pop()}: must be of {', '.join(map(str, shipped()))}")
     if arguments.stills or arguments.clips:
         result = measure(arguments.stills, arguments.clips, arguments.frames, arguments.scales)
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

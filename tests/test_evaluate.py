@@ -307,6 +307,7 @@ def test_bad_requests(stills: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         return capsys.readouterr().err
 
     assert "nothing to evaluate on; give --stills DIR or --clips FILE" in said()
+    assert "no such file" in said("--stills", stills, "--clips", tmp_path / "none.mp4"), "before anything is computed"
     assert "--crop without --sheet" in said("--stills", stills, "--crop", "1,2,3,4")
     assert "--crop 1,2,3: must be x,y,width,height" in said("--stills", stills, "--crop", "1,2,3")
     assert "--sheet" in said("--stills", stills, "--sheet", tmp_path / "no" / "sheet.png")

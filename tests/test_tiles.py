@@ -145,6 +145,31 @@ def test_deeper_pictures_are_left_and_the_reason_is_told(mode: str, tmp_path: Pa
     assert not list(tmp_path.glob("tiles*"))
 
 
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_what_cannot_be_compared_cannot_be_kept_out(mode: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    values = np.asarray(photograph(1).convert("L"), np.uint16 if mode == "I;16" else np.float32)
+    Image.fromarray(values).save(tmp_path / "out" / "deep.tif")
+    with pytest.raises(SourceError, match=rf"deep\.tif: is of {mode}.*, so it cannot be kept out"):
+        build(folder, tmp_path / "tiles.npy", keep_out=[tmp_path / "out"])
+    (tmp_path / "out" / "deep.tif").unlink()
+    with pytest.raises(UsageError, match=r"--keep-out .*out: has no pictures"):
+        build(folder, tmp_path / "tiles.npy", keep_out=[tmp_path / "out"])
+
+
+def test_a_folder_that_is_called_as_a_package_joins_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Package("things", "photo", ("img",), "MIT", "npm", "1.0.0")
+    for number, name in enumerate(("downloads/things-1.0.0/img", "things")):
+        (tmp_path / name).mkdir(parents=True)
+        photograph(number).save(tmp_path / name / "a.png")
+    monkeypatch.chdir(tmp_path)
+    report = build_tiles(
+        tmp_path / "t.npy", packages=[package], images=[Path("things")], downloads=tmp_path / "downloads"
+    )
+    assert report.files_used == {"things": 1, str(tmp_path / "things"): 1}
+    assert set(report.tiles) == {"photo", "images"}
+
+
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no Debian")
 def test_packages_are_unpacked_and_damaged_ones_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = Package("things", "photo", ("usr/share/things",), "public domain")
@@ -314,7 +339,11 @@ def test_orientations_are_the_eight_of_a_square() -> None:
         (lambda p: build_tiles(p / "t.npz", packages=[], images=[p], downloads=p), UsageError, "must end in .npy"),
         (lambda p: build_tiles(p / "t.npy", packages=[], downloads=p), UsageError, "nothing to build from"),
         (lambda p: build_tiles(p / "t.npy", packages=[], images=[p / "no"], downloads=p), UsageError, "no such folder"),
-        (lambda p: build_tiles(p / "t.npy", packages=[], images=[p], downloads=p), SourceError, "no tile in 0 files"),
+        (
+            lambda p: build_tiles(p / "t.npy", packages=[], images=[p], downloads=p),
+            UsageError,
+            "--images .* no pictures",
+        ),
         (lambda p: choose_packages("scratch,wallpaper"), UsageError, "wallpaper: must be all, none or of"),
         (lambda p: TileSet(p / "t.npy", {"photo": 1}), SourceError, "hat-video train-data"),
         (lambda p: TileWriter(Path("/proc/t.npy")).__enter__(), OutputError, "cannot be written"),

@@ -295,7 +295,7 @@ def test_bad_stills_are_found_at_once(tiles: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             Training(RECIPE, tiles, tmp_path / "run", device="cpu", stills=(tmp_path / name,))
     (tmp_path / "a" / "Set" / "HR").mkdir(parents=True)
-    with pytest.raises(UsageError, match="'Set' cannot head a column"):
+    with pytest.raises(UsageError, match="'Set' would head two columns"):
         Training(RECIPE, tiles, tmp_path / "run", device="cpu", stills=(tmp_path / "a" / "Set", tmp_path / "b" / "Set"))
     from PIL import Image
 
@@ -303,6 +303,45 @@ def test_bad_stills_are_found_at_once(tiles: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "Set" / "HR" / "b.png")
     with pytest.raises(SourceError, match=r"b\.png: 8x8 is too small"):
         Training(RECIPE, tiles, tmp_path / "run", device="cpu", stills=(tmp_path / "a" / "Set",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_set_that_joins_later_is_evaluated_and_drawn(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    (tmp_path / "Set" / "HR").mkdir(parents=True)
+    photograph(1, 48, 48).save(tmp_path / "Set" / "HR" / "a.png")
+    train(RECIPE, tiles, tmp_path / "run")
+    drawn: list[str] = []
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *a, **k: drawn.append(k["label"]) or plot(self, *a, **k))
+    # As seen from inside of it the folder has no name.
+    monkeypatch.chdir(tmp_path / "Set")
+    told: list[TrainProgress] = []
+    training = Training(RECIPE, tiles, tmp_path / "run", device="cpu", threads=1, stills=(Path(),))
+    training.run(on_progress=told.append, cancel=threading.Event())
+    assert [set(progress.scores) for progress in told] == [{"held out", "Set"}]
+    assert drawn == ["loss", "held out", "Set"]
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").open()))
+    assert [bool(row["Set"]) for row in rows] == [False] * (len(rows) - 1) + [True]
+
+
+@pytest.mark.parametrize("key", ["start", "teacher"])
+def test_a_checkpoint_that_the_recipe_names_is_told_as_such(key: str, tiles: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, **{key: str(tmp_path / "none.safetensors")})
+    with pytest.raises(ModelError, match=rf"^{key} = .*none.* cannot be read: No such file.*--set {key}=FILE$"):
+        Training(recipe, tiles, tmp_path / "run", device="cpu")
+    with pytest.raises(
+        UsageError, match=r"^stage 'pretrain': mix .*: no tile of 'photo' is as sharp as richest_db = 1;"
+    ):
+        Training(
+            replace(RECIPE, stages=(replace(STAGE, name="pretrain", mix={"photo": 1.0}, richest_db=1.0),)),
+            tiles,
+            tmp_path / "run",
+            device="cpu",
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -523,12 +562,16 @@ def test_cancelled_goes_on(tiles: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name = 'a'\nscale = 2", "stages.*field required"),
+        ("name = 'a'\nscale = 2", "stages: is missing"),
+        ("name = 'a'\nscale = 2\n[[stage]]\nname = 's'", "stage: no such key; there are name, scale, stages, network"),
+        ("name = 'a'\nscale = 2\n[stages]\nname = 's'", "r.toml: stages: input should be a valid list$"),
+        ("name = 'a'\nscale = 2\nstages = []", "stages: list should have at least 1 item"),
+        ("name = 'a'\nscale = 1\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3", 'degradation = "video"'),
         (
             "name = 'a'\nscale = 5\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3",
             "scale = 5.*less than or equal to 4",
         ),
-        ("name = 'a'\nscale = 2\nsped = 2\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3", "sped = 2"),
+        ("name = 'a'\nscale = 2\nsped = 2\n[[stages]]\nname = 's'\niterations = 1\nrate = 1e-3", "sped: no such key"),
         (
             "name = 'a'\nscale = 2\n[[stages]]\nname = 's'\niterations = 0\nrate = 1e-3",
             "iterations = 0.*greater than or equal to 1",
@@ -571,7 +614,11 @@ def test_values_can_be_changed_from_the_command_line() -> None:
     for word, message in (
         ("rate", "KEY=VALUE"),
         ("stages.7.rate=1", "'7' must be 0 to 1"),
-        ("colour=1", "colour = 1"),
+        ("colour=1", "colour: no such key; there are name"),
+        ("stages.0.rat=1", "stages.0.rat: no such key; there are name, iterations, rate"),
+        ("network.embed=1", "network.embed: no such key; there are kind, embed_dim"),
+        ("network.depths.0=0", "network.depths.0 = 0"),
+        ("network.depths.x=1", "'x' must be 0 to"),
         ("name.x.y=1", "no such key"),
         ("seed=1\nscale=3", "must be one KEY=VALUE"),
         ("scale=true", "scale = True"),

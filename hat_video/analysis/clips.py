@@ -26,7 +26,7 @@ from hat_video.media.probe import Probe, probe
 from hat_video.media.source import open_source
 from hat_video.model.resample import resize
 
-__all__ = ["ClipResult", "ClipScore", "evaluate_clip"]
+__all__ = ["ClipResult", "ClipScore", "check_clip", "evaluate_clip"]
 
 # Low-resolution pixels cut off at the left and the top: the original's own blocks of 8 and 16 then do not fall on the
 # edges of the networks' windows, where they could not be told from a grid of ours.
@@ -119,17 +119,32 @@ def evaluate_clip(
     return ClipResult(clip.name, scale, crf, width, height, count, tuple(scores))
 
 
-def _make_low(found: Probe, end: int | None, low: Path, scale: int, crf: int) -> tuple[Tensor, Tensor]:
-    """Writes the small clip; returns the original's luma (N, H, W) and its middle frame, (1, 3, H, W) in [0, 1]."""
+def check_clip(clip: Path, scale: int) -> None:
+    """Raises what `evaluate_clip` would raise, as far as can be seen without decoding.
+
+    Raises:
+        SourceError: the clip cannot be read, is transparent or too small.
+    """
+    _small_size(probe(clip), scale)
+
+
+def _small_size(found: Probe, scale: int) -> tuple[int, int]:
+    """Width and height of the small clip: whole chroma samples, so that no edge is made up."""
     video = found.video
-    # Whole chroma samples in the small picture, so that no edge is made up.
-    shift = _SHIFT * scale
-    width, height = (max(0, size - shift) // (2 * scale) * 2 for size in (video.width, video.height))
-    rows, columns = (slice(shift, shift + size * scale) for size in (height, width))
+    width, height = (max(0, size - _SHIFT * scale) // (2 * scale) * 2 for size in (video.width, video.height))
     if video.pixel_format.has_alpha:
         raise SourceError(f"{found.path}: is transparent; only opaque clips are evaluated")
     if min(width, height) < 16:
         raise SourceError(f"{found.path}: {video.width}x{video.height} is too small to be evaluated at x{scale}")
+    return width, height
+
+
+def _make_low(found: Probe, end: int | None, low: Path, scale: int, crf: int) -> tuple[Tensor, Tensor]:
+    """Writes the small clip; returns the original's luma (N, H, W) and its middle frame, (1, 3, H, W) in [0, 1]."""
+    video = found.video
+    width, height = _small_size(found, scale)
+    shift = _SHIFT * scale
+    rows, columns = (slice(shift, shift + size * scale) for size in (height, width))
     # The file that is written says nothing of where chroma lies, which means left; and of pixels that are not square,
     # which the command would have to resample for the lossless encoder, not a word either.
     square = replace(video, sample_aspect_ratio=Fraction(1), display_matrix=None)

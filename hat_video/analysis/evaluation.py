@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from hat_video.analysis.clips import ClipResult, ClipScore, evaluate_clip
+from hat_video.analysis.clips import ClipResult, ClipScore, check_clip, evaluate_clip
 from hat_video.analysis.sheet import Sheet
-from hat_video.analysis.stills import StillsResult, check_stills, evaluate_stills
+from hat_video.analysis.stills import StillsResult, check_stills, evaluate_stills, set_name
 from hat_video.analysis.vmaf import HOW_TO_GET_VMAF, find_vmaf
-from hat_video.errors import OutputError, SourceError, UsageError
+from hat_video.errors import OutputError, UsageError
 from hat_video.files import write_atomically
 from hat_video.inference.upscaler import Upscaler
 from hat_video.model.hat import HATConfig
@@ -100,7 +99,7 @@ def _figures(score: ClipScore, periods: Sequence[int]) -> list[str]:
 
 def evaluate(
     models: Sequence[str],
-    scale: int,
+    scale: int | None = None,
     *,
     stills: Sequence[Path] = (),
     clips: Sequence[Path] = (),
@@ -116,7 +115,7 @@ def evaluate(
 
     Args:
         models: names or files of checkpoints; the included network of the scale if there are none.
-        scale: 1 to 4.
+        scale: 1 to 4; None for that of the first checkpoint among the models, or 2.
         stills: folders of sets, see `evaluate_stills`; not at x1, where they would be their own low resolution.
         clips: files, see `evaluate_clip`.
         crf: how strongly the small clips are compressed; each clip is evaluated at each.
@@ -133,6 +132,8 @@ def evaluate(
     """
     if not stills and not clips:
         raise UsageError("nothing to evaluate on; give --stills DIR or --clips FILE")
+    if scale is None:
+        scale = next((load_model(name).scale for name in models if Path(name).is_file()), 2)
     if stills and scale == 1:
         raise UsageError("--stills at --scale 1: they would be their own low resolution; give --clips FILE")
     if sheet is not None:
@@ -142,8 +143,7 @@ def evaluate(
     for folder in stills:
         check_stills(folder, scale)
     for clip in clips:
-        if not clip.is_file():
-            raise SourceError(f"{clip}: no such file")
+        check_clip(clip, scale)
     baselines = _INPUT if scale == 1 else _BASELINES
     chosen = baselines | _labels(
         [name for name in models or [default_model_name(scale)] if name not in _BASELINES], baselines
@@ -162,7 +162,7 @@ def evaluate(
         upscaler = Upscaler(model, device=device, precision=precision)
         results = []
         for folder in stills:
-            say(f"{folder.name}: {label}")
+            say(f"{set_name(folder)}: {label}")
             results.append(evaluate_stills(upscaler, folder, scale, look=partial(look, label)))
         scores[label] = tuple(results)
 
@@ -193,8 +193,7 @@ def evaluate(
 
 def _check_sheet(path: Path) -> None:
     """Now, and not when all is computed. A device would be replaced."""
-    folder = path.absolute().parent
-    if (path.exists() and not path.is_file()) or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
         raise OutputError(f"--sheet {path}: not a file in an existing folder")
 
 

@@ -15,7 +15,7 @@ from hat_video.analysis.pictures import read_picture
 from hat_video.errors import SourceError, UsageError
 from hat_video.model.resample import resize
 
-__all__ = ["Look", "StillScore", "StillsResult", "Upscale", "check_stills", "evaluate_stills"]
+__all__ = ["Look", "StillScore", "StillsResult", "Upscale", "check_stills", "evaluate_stills", "set_name"]
 
 Upscale = Callable[[Tensor], Tensor]
 """(1, 3, H, W) float32 RGB in [0, 1] to (1, 3, scale * H, scale * W): an `Upscaler`, or a network in training."""
@@ -99,11 +99,16 @@ def evaluate_stills(
             raise ValueError(f"{tuple(low.shape)} became {tuple(output.shape)}; x{scale} is {tuple(high.shape)}")
         output = (output.float() * 255).round_().clamp_(0, 255).div_(255)
         if look is not None:
-            look(f"{folder.name}/{path.stem}", low, output, high)
+            look(f"{set_name(folder)}/{path.stem}", low, output, high)
         mine, theirs = luma(output), luma(high)
         likeness = ssim(mine, theirs, border=scale) if with_ssim else math.nan
         scores.append(StillScore(path.stem, psnr(mine, theirs, border=scale), likeness))
-    return StillsResult(folder.name, scale, tuple(scores))
+    return StillsResult(set_name(folder), scale, tuple(scores))
+
+
+def set_name(folder: Path) -> str:
+    """What a set is called: as its folder, however that was given."""
+    return folder.resolve().name
 
 
 def check_stills(folder: Path, scale: int) -> None:

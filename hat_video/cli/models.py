@@ -54,6 +54,7 @@ def train_data_command(
 ) -> None:
     """Build a training set from packages that anyone can install, and from your own photographs."""
     from hat_video.training.build import build_tiles, choose_packages
+    from hat_video.training.tiles import HELD_OUT
 
     with tqdm(unit=" files", disable=not sys.stderr.isatty()) as bar:
 
@@ -74,11 +75,16 @@ def train_data_command(
         )
     for source, seen in report.files_seen.items():
         print(f"{source:<32} {report.files_used[source]:>6} of {seen:>6} files used")
+    if report.reasons:
+        told = "; ".join(f"{count}: {reason}" for reason, count in report.reasons.most_common(5))
+        print(f"why the others gave no tile: {told}")
     for path in report.kept_out:
         print(f"kept out, it resembles an evaluation picture: {path}")
     groups = ", ".join(f"{count} {name}" for name, count in report.tiles.items())
     print(f"{output}: {report.tiles.total()} tiles ({groups}), {report.megapixels:.0f} megapixels;", end=" ")
     print(f"{report.duplicates} duplicates left out")
+    if not report.tiles[HELD_OUT]:
+        print("nothing is held out, which takes 26 photographs of one source: evaluate the training on --stills")
 
 
 def train_command(
@@ -113,10 +119,11 @@ def train_command(
         def show(progress: TrainProgress) -> None:
             bar.update(progress.iteration - bar.n)
             bar.set_postfix_str(f"{progress.stage}, loss {progress.loss:.4f}")
-            if progress.scores and not quiet:
-                scores = ", ".join(f"{name} {value:.3f} dB" for name, value in progress.scores.items())
+            is_row = progress.scores or progress.iteration % recipe.evaluate_every == 0
+            if is_row and not quiet:
+                scores = "".join(f"; {name} {value:.3f} dB" for name, value in progress.scores.items())
                 where = f"{progress.iteration}/{progress.iterations} {progress.stage}"
-                tqdm.write(f"{where}: loss {progress.loss:.5f}; {scores}")
+                tqdm.write(f"{where}: loss {progress.loss:.5f}{scores}")
 
         training = Training(
             recipe, tiles, output, device=device, stills=tuple(stills or ()), threads=threads, workers=workers
@@ -132,8 +139,9 @@ def evaluate_command(
         typer.Option(help="a model's name or a checkpoint, can be repeated; default: the included one"),
     ] = None,
     scale: Annotated[
-        Literal[1, 2, 3, 4], typer.Option(help="times wider and higher; at 1 clips are only compressed")
-    ] = 2,
+        Literal[1, 2, 3, 4] | None,
+        typer.Option(help="times wider and higher; at 1 clips are only compressed; default: a checkpoint's own, or 2"),
+    ] = None,
     stills: Annotated[
         list[Path] | None,
         typer.Option(
@@ -166,6 +174,7 @@ def evaluate_command(
     from hat_video.analysis.sheet import parse_crop
 
     check_report(json_file, "--json")
+    check_report(sheet, "--sheet")
 
     say = Say("none", quiet, is_verbose=False)
     found = evaluate(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from hat_video.analysis.pictures import deeper_than_8_bits
 from hat_video.errors import OutputError, SourceError, UsageError
 from hat_video.training.harvest import FINGERPRINT, PICTURES, VECTORS, Harvest, Task, distance, fingerprint, harvest
 from hat_video.training.sources import PACKAGES, Package, fetch
@@ -28,6 +29,7 @@ _EVALUATION_BITS = 40
 """Of 256. Wider than among training pictures: a photograph less costs nothing, an evaluated picture a lot."""
 _VALIDATION_EVERY = 50
 _VECTOR_FILES = 2500
+_LIKE_ANOTHER = "its like was there already"
 
 
 @dataclass(slots=True)
@@ -43,6 +45,8 @@ class BuildReport:
     duplicates: int = 0
     kept_out: list[str] = field(default_factory=list)
     """Pictures that resemble one of an evaluation set."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why files gave no tile, the kept out and the duplicates among them."""
 
     @property
     def megapixels(self) -> float:
@@ -90,15 +94,20 @@ def build_tiles(
 
     Raises:
         SourceError: a package cannot be had, or nothing gave a tile.
-        UsageError: no source, or a folder that is not there.
+        UsageError: no source, or a folder that is not there or without pictures.
     """
     if output.suffix != ".npy":
         raise UsageError(f"-o {output}: must end in .npy")
-    for folder in (*images, *keep_out):
+    for option, folder in [("--images", one) for one in images] + [("--keep-out", one) for one in keep_out]:
         if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder")
+            raise UsageError(f"{option} {folder}: no such folder")
+        if not _pictures(folder):
+            raise UsageError(f"{option} {folder}: has no pictures ({', '.join(PICTURES)})")
     plan = {package.name: _package_tasks(package, downloads, vector_files) for package in packages}
-    plan |= {str(folder): _folder_tasks(folder) for folder in images}
+    for folder in images:
+        # A folder may have a package's name.
+        source = str(folder) if str(folder) not in plan else str(folder.absolute())
+        plan[source] = _folder_tasks(folder, source)
     if not plan:
         raise UsageError("nothing to build from: name packages with --only, or folders with --images")
     forbidden = _known_evaluation_pictures() + [
@@ -106,38 +115,39 @@ def build_tiles(
     ]
     if output.is_dir() or output.with_suffix(".json").is_dir():
         raise OutputError(f"-o {output}: there is a folder of that name, or of the index's")
-    report, reasons = BuildReport(output), Counter[str]()
+    report = BuildReport(output)
     with TileWriter(output) as writer, _pool(jobs) as pool:
         seen: list[bytes] = []
         for source, tasks in plan.items():
             report.files_seen[source] = len(tasks)
             for done, found in enumerate(_in_order(pool, tasks, jobs), 1):
-                reasons[found.why_none or "its like was there already"] += 1
-                if _is_welcome(found, seen, forbidden, report):
-                    kept = [record for tile, record in found.tiles if writer.add(tile, record)]
-                    report.tiles.update(record.group for record in kept)
-                    report.files_used[source] += bool(kept)
+                why_not = _why_not(found, seen, forbidden, report)
+                kept = [] if why_not else [record for tile, record in found.tiles if writer.add(tile, record)]
+                report.tiles.update(record.group for record in kept)
+                if kept:
+                    report.files_used[source] += 1
+                else:
+                    report.reasons[why_not or _LIKE_ANOTHER] += 1
                 if on_progress is not None:
                     on_progress(source, done, len(tasks))
         if not writer.records:
-            told = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
+            told = "; ".join(f"{count}: {reason}" for reason, count in report.reasons.most_common(3))
             raise SourceError(f"no tile in {sum(map(len, plan.values()))} files" + (f" ({told})" if told else ""))
     return report
 
 
-def _is_welcome(found: Harvest, seen: list[bytes], forbidden: Sequence[bytes], report: BuildReport) -> bool:
-    if not found.tiles:
-        return False
-    if not found.fingerprints:
-        return True
+def _why_not(found: Harvest, seen: list[bytes], forbidden: Sequence[bytes], report: BuildReport) -> str:
+    """Why a file's tiles are not taken, or nothing."""
+    if not found.tiles or not found.fingerprints:
+        return found.why_none
     if (distance(found.fingerprints, forbidden) <= _EVALUATION_BITS).any():
         report.kept_out.append(str(found.task.path))
-        return False
+        return "resembles a picture to be kept out"
     if (distance(found.fingerprints, seen) <= _SAME_PICTURE_BITS).any():
         report.duplicates += 1
-        return False
+        return _LIKE_ANOTHER
     seen.append(found.fingerprints[:FINGERPRINT])
-    return True
+    return ""
 
 
 def _package_tasks(package: Package, downloads: Path, vector_files: int) -> list[Task]:
@@ -151,8 +161,8 @@ def _package_tasks(package: Package, downloads: Path, vector_files: int) -> list
     return _held_out([Task(path, package.group, package.name) for path in paths])
 
 
-def _folder_tasks(folder: Path) -> list[Task]:
-    return _held_out([Task(path, "images", str(folder)) for path in _pictures(folder)])
+def _folder_tasks(folder: Path, source: str) -> list[Task]:
+    return _held_out([Task(path, "images", source) for path in _pictures(folder)])
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -171,7 +181,12 @@ def _held_out(tasks: list[Task]) -> list[Task]:
 
 def _fingerprint_of(path: Path) -> bytes:
     try:
-        return fingerprint(Image.open(path))
+        picture = Image.open(path)
+        if depth := deeper_than_8_bits(picture):
+            raise SourceError(f"{path}: is of {depth}, so it cannot be kept out: 8 bits a channel are read, convert it")
+        return fingerprint(picture)
+    except SourceError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SourceError(f"{path}: not a picture that can be read, so it cannot be kept out: {error}") from None
 

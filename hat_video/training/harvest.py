@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,10 @@ def harvest(task: Task) -> Harvest:
     try:
         if task.path.suffix.lower() in VECTORS:
             return _from_vector(task)
-        return _from_photo(task)
+        with warnings.catch_warnings():
+            # Of large ones, which are welcome; those that are too large are an error.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return _from_photo(task)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return Harvest(task, b"", [], f"unreadable: {error}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from io import BytesIO, StringIO
@@ -58,9 +58,10 @@ class TrainLog:
             except (OSError, ValueError, KeyError, TypeError, csv.Error):
                 raise UsageError(f"{self._path}: is no log of a training; remove it") from None
 
-    def has(self, iteration: int) -> bool:
-        """Whether there is a row of it."""
-        return any(int(row["iteration"]) == iteration for row in self._rows)
+    def has(self, iteration: int, sets: Iterable[str] = ()) -> bool:
+        """Whether there is a row of it with a score of each of these sets."""
+        row = next((row for row in self._rows if int(row["iteration"]) == iteration), None)
+        return row is not None and all(row.get(name) for name in sets)
 
     def add(self, progress: TrainProgress) -> None:
         """Draws the curve anew and writes a row, in place of one of the same iteration.
@@ -77,8 +78,12 @@ class TrainLog:
         self._draw()
         self._write()
 
+    def _columns(self) -> list[str]:
+        """Of all rows: sets may have joined later."""
+        return list(dict.fromkeys(name for row in self._rows for name in row))
+
     def _write(self) -> None:
-        names = list(dict.fromkeys(name for row in self._rows for name in row))
+        names = self._columns()
         text = StringIO()
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
@@ -100,7 +105,7 @@ class TrainLog:
         left.set_xlabel("iteration")
         left.set_ylabel("loss")
         right = left.twinx()
-        for name in self._rows[0]:
+        for name in self._columns():
             if name not in OTHER_COLUMNS:
                 values = [float(row.get(name) or "nan") for row in self._rows]
                 right.plot(iterations, values, marker=".", label=name)

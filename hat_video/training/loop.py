@@ -29,12 +29,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from hat_video.analysis.metrics import crop_border, luma, psnr
-from hat_video.analysis.stills import check_stills, evaluate_stills
+from hat_video.analysis.stills import check_stills, evaluate_stills, set_name
 from hat_video.errors import CancelledError, ModelError, OutputError, UsageError
 from hat_video.files import remove_unfinished, write_atomically
 from hat_video.inference.optimize import optimize
 from hat_video.inference.upscaler import choose_device
-from hat_video.model.checkpoint import load_network, read_checkpoint
+from hat_video.model.checkpoint import Checkpoint, load_network, read_checkpoint
 from hat_video.model.cnn import CNN
 from hat_video.model.hat import HAT, HATConfig
 from hat_video.training.degrade import VideoDegradation, degrade_bicubic
@@ -152,7 +152,7 @@ class Training:
             if units % self.world:
                 raise UsageError(f"batch {stage.batch}: cannot be shared between {self.world} processes in whole parts")
         self._check_stills()
-        self._tiles = {stage.name: TileSet(tiles, stage.mix, stage.richest_db) for stage in recipe.stages}
+        self._tiles = {stage.name: self._tiles_of(stage, tiles) for stage in recipe.stages}
         state = self._read_state()
         next(iter(self._tiles.values())).check()
         torch.manual_seed(recipe.seed)
@@ -177,12 +177,23 @@ class Training:
         if state is not None:
             self._go_on_from(state)
 
+    @staticmethod
+    def _tiles_of(stage: Stage, tiles: Path) -> TileSet:
+        try:
+            return TileSet(tiles, stage.mix, stage.richest_db)
+        except UsageError as error:
+            raise UsageError(f"stage {stage.name!r}: {error}") from None
+
     def _check_stills(self) -> None:
         """Now, and not at the first evaluation."""
-        names = [folder.name for folder in self.stills]
+        names = [set_name(folder) for folder in self.stills]
         for folder, name in zip(self.stills, names, strict=True):
-            if names.count(name) > 1 or name in (*OTHER_COLUMNS, _HELD_OUT, ""):
+            if name in (*OTHER_COLUMNS, _HELD_OUT, ""):
                 raise UsageError(f"--stills {folder}: {name!r} cannot head a column of the log; rename the folder")
+            if names.count(name) > 1:
+                raise UsageError(
+                    f"--stills {folder}: {name!r} would head two columns of the log; give it once, or rename one"
+                )
             check_stills(folder, self.recipe.scale)
 
     @contextmanager
@@ -213,7 +224,7 @@ class Training:
         path = Path(self.recipe.start)
         if state is not None and not path.exists():
             return str(state["identity"]["start sha256"])  # the state holds all that became of it
-        checkpoint = read_checkpoint(path)
+        checkpoint = _read_named("start", path)
         mine = self.network.state_dict()
         theirs = checkpoint.state_dict
         if isinstance(checkpoint.config, HATConfig):
@@ -231,7 +242,7 @@ class Training:
         if not self.recipe.teacher:
             return None, ""
         path = Path(self.recipe.teacher)
-        checkpoint = read_checkpoint(path)
+        checkpoint = _read_named("teacher", path)
         network = load_network(checkpoint, path)
         if not isinstance(network, HAT):
             raise ModelError(f"teacher = {path}: is no HAT")
@@ -361,9 +372,9 @@ class Training:
             worker_init_fn=partial(_let_go, handle),
             pin_memory=self.device.type == "cuda",
         )
-        is_evaluated = log.has(self.iteration) and self._model.exists()
+        is_evaluated = log.has(self.iteration, map(set_name, self.stills)) and self._model.exists()
         if self.rank == 0 and self.iteration and self._is_due and not is_evaluated:
-            # It was killed before it could be evaluated.
+            # It was killed before it could be evaluated, or is to be evaluated on more.
             on_progress(self._evaluated(log))
         began = saved = time.monotonic()
         before = self.seconds
@@ -488,7 +499,7 @@ class Training:
         """Y-PSNR in dB of the EMA: on held-out tiles, and on the sets that were asked for."""
         scores = {} if math.isnan(held_out := self._held_out()) else {_HELD_OUT: held_out}
         for folder in self.stills:
-            scores[folder.name] = evaluate_stills(self._upscale, folder, self.recipe.scale, with_ssim=False).psnr
+            scores[set_name(folder)] = evaluate_stills(self._upscale, folder, self.recipe.scale, with_ssim=False).psnr
         return scores
 
     @torch.no_grad()
@@ -539,6 +550,14 @@ class Training:
         else:
             network = self.ema.folded() if isinstance(self.ema, BranchedCNN) else self.ema
             save_tensors(network.state_dict(), path, facts)
+
+
+def _read_named(key: str, path: Path) -> Checkpoint:
+    """A checkpoint that the recipe names: who did not write the recipe must learn where the path is from."""
+    try:
+        return read_checkpoint(path)
+    except ModelError as error:
+        raise ModelError(f"{key} = {error}; train that first, or give another with --set {key}=FILE") from None
 
 
 def _let_go(handle: int, worker: int) -> None:

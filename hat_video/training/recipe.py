@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -184,25 +184,39 @@ def load_recipe(name_or_path: str | Path, changes: Mapping[str, Any] | None = No
     try:
         recipe = TypeAdapter(TrainRecipe).validate_python(table)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise OptionError(f"--config {path}: {name} = {first['input']!r}: {first['msg'].lower()}") from None
+        raise OptionError(f"--config {path}: {_told(error)}") from None
     _check(recipe, path)
     return recipe
 
 
+def _told(error: ValidationError) -> str:
+    """The first of what is wrong; a key that is misspelt before one that is missing for it."""
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "unexpected_keyword_argument"), errors[0])
+    name = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{name}: is missing"
+    if first["type"] == "unexpected_keyword_argument":
+        tables: dict[Any, Any] = {"stages": Stage, "network": NetworkShape}
+        table = tables[first["loc"][0]] if first["loc"][1:] else TrainRecipe
+        return f"{name}: no such key; there are {', '.join(one.name for one in fields(table))}"
+    value = "" if isinstance(first["input"], dict | list) else f" = {first['input']!r}"
+    return f"{name}{value}: {first['msg'].lower().replace('tuple', 'list')}"
+
+
 def _change(table: dict[str, Any], name: str, value: Any) -> None:
-    *way, last = name.split(".")
     place: Any = table
-    for step in way:
+    way = name.split(".")
+    for depth, step in enumerate(way, 1):
         if isinstance(place, list) and not (step.isdecimal() and int(step) < len(place)):
             raise OptionError(f"--set {name}: {step!r} must be 0 to {len(place) - 1}")
         if not isinstance(place, list | dict):
-            break
-        place = place[int(step)] if isinstance(place, list) else place.setdefault(step, {})
-    if not isinstance(place, dict):
-        raise OptionError(f"--set {name}: no such key")
-    place[last] = value
+            raise OptionError(f"--set {name}: no such key")
+        key: Any = int(step) if isinstance(place, list) else step
+        if depth == len(way):
+            place[key] = value
+        else:
+            place = place[key] if isinstance(place, list) else place.setdefault(key, {})
 
 
 def _check(recipe: TrainRecipe, path: Path) -> None:
@@ -210,6 +224,10 @@ def _check(recipe: TrainRecipe, path: Path) -> None:
     names = [stage.name for stage in recipe.stages]
     if len(set(names)) < len(names):
         raise OptionError(f"--config {path}: stages {', '.join(names)}: each must have a name of its own")
+    if recipe.scale == 1 and recipe.degradation == "bicubic":
+        raise OptionError(
+            f'--config {path}: scale = 1: must have degradation = "video": bicubic leaves nothing to learn'
+        )
     for stage in recipe.stages:
         _check_stage(recipe, stage, f"--config {path}: stage {stage.name!r}")
     shape = recipe.network

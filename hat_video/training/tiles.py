@@ -163,7 +163,12 @@ class TileSet:
             raise UsageError(f"mix {dict(mix)}: {HELD_OUT!r} is held out; take other groups")
         missing = [name for name in mix if not len(self._groups.get(name, ()))]
         if missing or not mix or min(mix.values()) < 0 or sum(mix.values()) <= 0:
-            has = ", ".join(f"{name} ({len(members)})" for name, members in self._groups.items())
+            smooth = [name for name in missing if name in groups]
+            if smooth:
+                raise UsageError(
+                    f"mix {dict(mix)}: no tile of {smooth[0]!r} is as sharp as richest_db = {richest_db:g}; raise it"
+                )
+            has = ", ".join(f"{name} ({len(members)})" for name, members in self._groups.items() if name != HELD_OUT)
             raise UsageError(f"mix {dict(mix)}: must give positive shares of groups that {path} has: {has}")
         self._names = list(mix)
         self._shares = np.array([mix[name] for name in self._names]) / sum(mix.values())
