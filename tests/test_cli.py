@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,6 +177,43 @@ def test_where_reports_go_is_checked_first(clip: Path, tmp_path: Path, err: Err,
     for bad in (tmp_path / "no" / "x.json", tmp_path, "/proc/nowhere/x.json"):
         refused(tmp_path, *words[kind], *FAST, option, bad, code=2)
         assert f"{option} {bad}: not a file in an existing folder" in err()
+
+
+@pytest.mark.parametrize("option", ["--report", "--trace"])
+def test_reports_replace_no_films(clip: Path, tmp_path: Path, err: Err, option: str) -> None:
+    film = tmp_path / "film.mp4"
+    shutil.copy(clip, film)
+    plain = tmp_path / "notes.txt"
+    plain.write_text("mine")
+    for bad, message in (
+        (film, "is a name for a film or a picture"),
+        (tmp_path / "out.mp4", "is a name for a film or a picture"),
+        (plain, "holds something else than JSON"),
+    ):
+        refused(tmp_path, film, "-o", tmp_path / "out.mp4", *FAST, option, bad, code=2)
+        assert f"{option} {bad}: {message}" in err()
+    assert film.read_bytes() == clip.read_bytes()
+    for old in ("", '[{"a": 1}]'):
+        plain.write_text(old)
+        assert upscale(film, "-o", tmp_path / "out.mp4", *FAST, "-q", "--overwrite", option, plain) == 0
+        assert json.loads(plain.read_text())
+
+
+def test_a_report_and_a_trace_take_two_files(clip: Path, tmp_path: Path, err: Err) -> None:
+    path = tmp_path / "a.json"
+    refused(tmp_path, clip, "-o", tmp_path / "out.mp4", *FAST, "--report", path, "--trace", path, code=2)
+    assert f"--report {path}: is --trace's file too" in err()
+
+
+@pytest.mark.parametrize("words", [[""], ["a.mp4", "-o", ""]])
+def test_an_empty_word_is_not_the_current_directory(
+    words: list[str], clip: Path, tmp_path: Path, err: Err, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(clip, tmp_path / "a.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert upscale(*words, *FAST) == 2
+    assert "'': is empty; give a file or a directory" in err()
+    assert tree(tmp_path) == {"a.mp4"}
 
 
 def test_a_report_that_cannot_be_written_after_all(

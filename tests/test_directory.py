@@ -63,6 +63,38 @@ def test_own_products_are_no_input(shelf: Path) -> None:
     assert [clip.source.name for clip in clips] == ["a.mp4", "b.avi", "c.webm"]
 
 
+def test_what_lies_where_a_product_was_is_an_input(tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    clip = make_clip(shelf / "a.mp4", frames=3, audio=())
+    product = shelf / "b.mp4"
+    assert upscale(clip, "-o", product, *FAST, "-q") == 0
+    assert [found.source for found in plan_clips([shelf], None, "x2")[0]] == [clip]
+    product.unlink()
+    make_clip(product, frames=5, audio=())
+    assert [found.source for found in plan_clips([shelf], None, "x2")[0]] == [clip, product]
+
+
+def test_links_are_followed_once(tmp_path: Path, shelf: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "e.mp4").write_bytes(b"x")
+    (shelf / "linked").symlink_to(tmp_path / "elsewhere")
+    (shelf / "deep" / "back").symlink_to(shelf)
+    (tmp_path / "elsewhere" / "back").symlink_to(shelf / "deep")
+    (shelf / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    clips, _ = plan_clips([shelf], None, "x2")
+    assert [str(clip.source.relative_to(shelf)) for clip in clips] == [
+        "a.mp4", "b.avi", "gone.mp4", "deep/c.webm", "linked/e.mp4",
+    ]  # fmt: skip
+
+
+def test_what_a_mac_keeps_beside_a_file_is_no_video(shelf: Path) -> None:
+    (shelf / "._a.mp4").write_bytes(b"\0\5\x16\7")
+    clips, skipped = plan_clips([shelf], None, "x2")
+    assert [clip.source.name for clip in clips] == ["a.mp4", "b.avi", "c.webm"]
+    assert skipped == [shelf / "._a.mp4", shelf / "notes.txt"]
+
+
 def test_refusals(tmp_path: Path, shelf: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "in").mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -15,12 +16,13 @@ import torch
 from hat_video.errors import CancelledError, OutputError, WorkError
 from hat_video.frames import FrameBatch, VideoInfo
 from hat_video.media.encoder import SegmentWriter, plan_encoder
-from hat_video.media.mux import JoinFacts, SegmentFile, join, regenerate_dts
+from hat_video.media.mux import JoinFacts, SegmentFile, fit_dts, join, regenerate_dts
 from hat_video.media.passthrough import plan_streams
 from hat_video.media.probe import Probe, probe
 from hat_video.media.source import open_source
 from hat_video.media.verify import Verdict, verify
 from tests.clips import make_clip
+from tests.command import upscale
 
 SUFFIX = {"mp4": ".mp4", "mov": ".mov", "matroska": ".mkv", "webm": ".webm"}
 
@@ -230,6 +232,42 @@ def test_dts_rise_and_are_never_late() -> None:
     assert regenerate_dts([7]) == [7]
     with pytest.raises(WorkError, match="pts 5"):
         regenerate_dts([5, 6, 5])
+
+
+def test_decode_times_add_up_to_what_is_shown() -> None:
+    rng = random.Random(3)
+    for _ in range(500):
+        shown = list(
+            itertools.accumulate(rng.choices((1, 2, 40, 3003), k=rng.randint(1, 12)), initial=rng.randint(-9, 9))
+        )
+        *order, end = shown
+        # As encoders do: a picture that is needed goes before those that it is needed for.
+        pts = []
+        while order:
+            group, order = order[: (n := rng.randint(1, 4))], order[n:]
+            pts += [group[-1], *group[:-1]]
+        dts, last = fit_dts(pts, regenerate_dts(pts), end)
+        assert dts[-1] + last - dts[0] == end - min(pts)
+        assert all(a < b for a, b in itertools.pairwise(dts))
+        assert all(d <= p for d, p in zip(dts, pts, strict=True))
+        assert 1 <= last <= end - pts[-1]
+    steady = regenerate_dts([0, 300, 100, 200, 600, 400, 500])
+    assert fit_dts([0, 300, 100, 200, 600, 400, 500], steady, 700) == (steady, 100)
+
+
+@pytest.mark.parametrize("jitter", [1, 2, 3])
+def test_phones_rates_have_the_right_length(jitter: int, tmp_path: Path) -> None:
+    """Exposure changes the pace, and with B-frames the last packet is not the last picture."""
+    rng = random.Random(jitter)
+    pts = list(itertools.accumulate(rng.choices((2700, 3000, 3300, 9000), k=29), initial=0))
+    clip = make_clip(tmp_path / "c.mp4", frames=30, pts=pts, time_base=Fraction(1, 90000), bt709=True, audio=())
+    output = tmp_path / "out.mp4"
+    assert upscale(clip, "-o", output, "--model", "bicubic", "--scale", "2", "--preset", "veryfast", "-q") == 0
+    index = probe(clip).index
+    with av.open(str(output)) as done:
+        assert any(packet.dts != packet.pts for packet in done.demux(video=0)), "no B-frames, nothing to see"
+        ticks = done.streams.video[0].duration
+    assert ticks == index.pts[-1] + index.last_duration - index.pts[0]
 
 
 @pytest.fixture(scope="module")

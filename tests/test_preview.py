@@ -134,6 +134,15 @@ def test_a_clip_shorter_than_the_preview_is_shown_whole(tmp_path: Path) -> None:
     assert (made.frames, made.whole.frames) == (7, 7)
 
 
+def test_a_clock_that_begins_late_is_counted_on(tmp_path: Path) -> None:
+    """As of MPEG program streams, whose first frame is half a second on."""
+    pts = [16 + number for number in range(18)]
+    clip = make_clip(tmp_path / "late.mkv", frames=18, pts=pts, time_base=Fraction(1, 30), audio=())
+    made = preview_file(clip, options=FAST, seconds="0.4")
+    assert made.frames == 12
+    assert 0.53 < made.start_seconds < 0.7
+
+
 def test_the_promise_is_near_what_comes(tmp_path: Path) -> None:
     """Size only: time and memory on a busy machine are for `benchmarks/estimate.py`."""
     clip = make_clip(tmp_path / "clip.mp4", width=128, height=96, frames=240)

@@ -325,9 +325,19 @@ def _use_config(context: typer.Context, name: str | None) -> str | None:
     return name
 
 
+def _named_path(word: str) -> Path:
+    """An empty word, often a variable that is not set, would be the current directory."""
+    if not word:
+        raise typer.BadParameter("'': is empty; give a file or a directory")
+    return Path(word)
+
+
 @declare(UpscaleOptions)
 def upscale_command(
-    inputs: Annotated[list[Path], typer.Argument(help="files, and directories to search through", metavar="INPUT...")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="files, and directories to search through", metavar="INPUT...", parser=_named_path),
+    ],
     output: Annotated[
         str | None,
         typer.Option(
@@ -361,6 +371,10 @@ def upscale_command(
     say = say_as(progress, is_quiet=quiet, is_verbose=verbose)
     check_report(report)
     check_report(choices["trace"], "--trace")
+    if report is not None and choices["trace"] is not None and report.absolute() == choices["trace"].absolute():
+        raise OptionError(f"--report {report}: is --trace's file too; give it another name")
+    if output == "":
+        raise UsageError("-o '': is empty; give a file or a directory")
     with interruptible() as cancel:
         if _is_pipe(output) or any(_is_pipe(path) for path in inputs):
             if len(inputs) > 1:

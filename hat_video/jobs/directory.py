@@ -19,7 +19,7 @@ from hat_video.jobs.file import default_output, upscale_file
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import CONTAINERS
 from hat_video.jobs.report import FileReport, Progress, check_report
-from hat_video.jobs.workspace import WORK_FOLDER, has_receipt
+from hat_video.jobs.workspace import WORK_FOLDER, has_receipt, read_receipt
 from hat_video.media.encoder import plan_encoder
 from hat_video.media.sequence import is_sequence
 from hat_video.model.zoo import Model
@@ -133,19 +133,31 @@ def _told_apart(clips: Sequence[Clip]) -> list[Clip]:
 def _videos(root: Path, output: Path, skipped: list[Path], ours: list[Path]) -> Iterator[Path]:
     """The video files below `root`, in order, without our own products, which go to `ours`."""
     products = output.resolve()
-    for folder, folders, names in os.walk(root):
+    been = {root.resolve()}
+    for folder, folders, names in os.walk(root, followlinks=True):
         here = Path(folder)
-        folders[:] = sorted(name for name in folders if name != WORK_FOLDER and (here / name).resolve() != products)
+        found = {name: (here / name).resolve() for name in sorted(folders) if name != WORK_FOLDER}
+        # A link may lead back to where the walk has been.
+        folders[:] = [name for name, place in found.items() if place != products and place not in been]
+        been.update(found.values())
         for name in sorted(names):
             path = here / name
             if name.endswith(".part"):
                 continue
-            if has_receipt(path):
+            if has_receipt(path) and not _is_replaced(path):
                 ours.append(path)
+            elif name.startswith("._"):
+                skipped.append(path)  # what macOS keeps beside a file on other disks, under the file's suffix
             elif path.suffix.lower() in VIDEO_SUFFIXES:
                 yield path
             else:
                 skipped.append(path)
+
+
+def _is_replaced(product: Path) -> bool:
+    """Whether another film lies where a product of ours was."""
+    receipt = read_receipt(product)
+    return receipt is not None and product.is_file() and not receipt.is_of(product)
 
 
 def _refuse_collisions(clips: Sequence[Clip]) -> None:

@@ -164,10 +164,12 @@ def _ranged(options: UpscaleOptions, found: Probe, at: str | None, seconds: str)
     length = cast(Fraction, parse_time(seconds, "--seconds", is_above_zero=True))
     total = found.duration_seconds
     start = parse_time(at, "--at")
-    if start is not None and start >= total:
+    # A clock that begins within the first second counts on; see `settle_span`.
+    begin = found.start_seconds if 0 <= found.start_seconds < 1 else Fraction(0)
+    if start is not None and start >= begin + total:
         raise UsageError(f"--at {at}: {found.path} lasts {float(total):.3f} s; give a moment before that")
     if at is None and length < total:
-        at = f"{float((total - length) / 2):.3f}"
+        at = f"{float(begin + (total - length) / 2):.3f}"
     return replace(options, start=at, duration=seconds, overwrite=False, keep_work=False, work_dir=None)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from hat_video.errors import OptionError
+from hat_video.jobs.plan import CONTAINERS
+from hat_video.media.stills import STILL_SUFFIXES
 from hat_video.paths import JsonPath
 
-__all__ = ["FileReport", "Progress", "Stage", "check_report"]
+__all__ = ["FileReport", "Progress", "Stage", "check_place", "check_report"]
 
 Stage = Literal["plan", "work", "join", "verify", "done"]
 
@@ -64,9 +66,23 @@ class FileReport:
 
 
 def check_report(path: Path | None, option: str = "--report") -> None:
-    """Raises `OptionError` where a report cannot be written: now, and not after an hour."""
+    """Raises `OptionError` where a report cannot be written, or would replace what is none: now, not after an hour."""
     if path is None:
         return
+    check_place(path, option)
+    if path.suffix.lower() in (*CONTAINERS, *STILL_SUFFIXES):
+        raise OptionError(f"{option} {path}: is a name for a film or a picture; give one that ends in .json")
+    try:
+        # Not of a pipe or a terminal, which would wait.
+        head = path.open("rb").read(64).lstrip() if path.is_file() else b""
+    except OSError:
+        return  # it may be written, and not read
+    if head and not head.startswith((b"{", b"[")):
+        raise OptionError(f"{option} {path}: holds something else than JSON, which would be lost; give another name")
+
+
+def check_place(path: Path, option: str) -> None:
+    """Raises `OptionError` where no file can be written."""
     folder = path.absolute().parent
     try:
         is_file = folder.is_dir() and not path.is_dir()

@@ -139,6 +139,33 @@ def regenerate_dts(pts: Sequence[int]) -> list[int]:
     return [order[k - delay] if k >= delay else order[0] - (delay - k) * step for k in range(len(order))]
 
 
+def fit_dts(pts: Sequence[int], dts: Sequence[int], end: int) -> tuple[list[int], int]:
+    """Decode timestamps of `regenerate_dts` that mp4 and mov make the right length of.
+
+    Those add up a track's length from the decode times and the last packet's duration, which with B-frames and a
+    variable rate is another one than from the first frame to the end of the last: the packets that come before the
+    first frame is shown, and the last packet, have to make up for it.
+
+    Args:
+        pts: the packets' pts in decode order, in ticks.
+        dts: one a packet, in ticks.
+        end: when the last frame ends, in ticks.
+
+    Returns:
+        One dts a packet, and the last packet's duration, in ticks.
+    """
+    first = min(pts)
+    delay = bisect_left(dts, first)
+    # Their sum is given. Every frame lasts a tick or more, so it is enough for a tick for each.
+    room = end - dts[-1]
+    if not delay:
+        return list(dts), room
+    # No longer than until the end, or the track's edit list would be.
+    last = max(1, min(room - (first - dts[0]), end - pts[-1], room - delay))
+    lead = room - last
+    return [first - lead + lead * k // delay for k in range(delay)] + list(dts[delay:]), last
+
+
 class _Film:
     """One output file while it is written."""
 
@@ -156,10 +183,14 @@ class _Film:
         self._video, self._durations, self._span, self._should_stop = video, durations, span, should_stop
         self._pts = [p for segment in segments for p in segment.pts]
         self._is_isom = container in ("mp4", "mov")
+        self._last_duration: int | None = None
+        """Of the last packet in decode order, where it is not its picture's own."""
         self._notes: list[str] = []
 
     def write(self, others: Passthrough, plans: Sequence[StreamPlan]) -> JoinFacts:
         dts = regenerate_dts(self._pts)
+        if self._is_isom:
+            dts, self._last_duration = fit_dts(self._pts, dts, max(p + self._durations[p] for p in self._pts))
         first = _open_segment(self._segments[0].path)
         out: OutputContainer | None = None
         try:
@@ -292,6 +323,8 @@ class _Film:
             packet.stream = main
             packet.pts, packet.dts, packet.time_base = self._pts[k], dts[k], time_base
             packet.duration = self._durations[self._pts[k]]
+            if k == len(dts) - 1 and self._last_duration is not None:
+                packet.duration = self._last_duration
             self._mux(out, packet, offset)
         while waiting is not None:
             self._mux(out, waiting, offset)
