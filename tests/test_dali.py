@@ -503,7 +503,10 @@ def open_gop(folder: Path) -> Path:
 
 
 def two_sizes(folder: Path) -> Path:
-    parts = [make_clip(folder / f"{width}.ts", frames=10, width=width, audio=()) for width in (96, 64)]
+    parts = [
+        make_clip(folder / f"{width}.ts", pts=range(at, at + 10), time_base=Fraction(1, 30), width=width, audio=())
+        for at, width in ((0, 96), (10, 64))
+    ]
     both = folder / "both.ts"
     both.write_bytes(b"".join(part.read_bytes() for part in parts))
     return both

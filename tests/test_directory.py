@@ -158,6 +158,19 @@ def test_a_wrong_option_is_refused_once(
     assert not (tmp_path / "shelf_x2").exists()
 
 
+@pytest.mark.parametrize("preset", ["archive", "draft", "lossless"])
+def test_a_preset_is_for_every_container(tmp_path: Path, preset: str) -> None:
+    """An encoder's options cannot be: libvpx-vp9 has no presets, and webm does not hold what libx264 makes."""
+    shelf, made = tmp_path / "shelf", tmp_path / "made"
+    shelf.mkdir()
+    make_clip(shelf / "a.mp4", frames=4)
+    make_clip(shelf / "b.webm", codec="libvpx-vp9", frames=4, audio=("libopus",))
+    assert upscale(shelf, "-o", made, *FAST, "--config", preset) == 0
+    assert tree(made) >= {"a.mp4", "b.webm"}
+    assert upscale(shelf / "b.webm", "-o", made / "c.webm", *FAST, "--config", preset, "--preset", "slow") == 2
+    assert not (made / "c.webm").exists()
+
+
 def test_a_trace_is_looked_at_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "shelf").mkdir()
     clip = make_clip(tmp_path / "shelf" / "a.mp4", frames=4)

@@ -181,7 +181,7 @@ def test_other_codecs_decode_exactly(tmp_path: Path, codec: str) -> None:
 
 def test_change_of_size_names_the_place(tmp_path: Path) -> None:
     first = make_clip(tmp_path / "a.ts", frames=10, audio=())
-    second = make_clip(tmp_path / "b.ts", frames=10, width=96, audio=())
+    second = make_clip(tmp_path / "b.ts", pts=range(10, 20), time_base=Fraction(1, 30), width=96, audio=())
     both = tmp_path / "both.ts"
     both.write_bytes(first.read_bytes() + second.read_bytes())
     with (
@@ -251,15 +251,63 @@ def test_lossless_comes_back_bit_for_bit(tmp_path: Path) -> None:
                 assert all(torch.equal(p, q) for p, q in zip(x.planes, y.planes, strict=True))
 
 
-@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p10le"])
-def test_the_lossless_preset_is_lossless(tmp_path: Path, pix_fmt: str) -> None:
+@pytest.mark.parametrize(
+    ("pix_fmt", "name", "more"),
+    [
+        ("yuv420p", "preset.mkv", ()),
+        ("yuv422p10le", "preset.mkv", ()),
+        ("yuv420p", "preset.webm", ()),
+        ("yuv422p", "preset.webm", ()),
+        ("yuva420p", "preset.webm", ()),
+        ("yuv420p10le", "preset.mkv", ("--encoder", "libx265")),
+        ("yuv422p12le", "preset.mkv", ("--encoder", "ffv1")),
+    ],
+)
+def test_the_lossless_preset_is_lossless(tmp_path: Path, pix_fmt: str, name: str, more: tuple[str, ...]) -> None:
     clip = make_clip(tmp_path / "clip.mkv", codec="ffv1", pix_fmt=pix_fmt, frames=4, audio=())
-    preset, exact = tmp_path / "preset.mkv", tmp_path / "exact.mkv"
-    for output, words in ((preset, ("--config", "lossless")), (exact, ("--encoder", "ffv1"))):
+    preset, exact = tmp_path / name, tmp_path / "exact.mkv"
+    for output, words in ((preset, ("--config", "lossless", *more)), (exact, ("--encoder", "ffv1"))):
         assert upscale(clip, "-o", output, "--model", "bicubic", *words, "-q") == 0
     with open_source(preset) as a, open_source(exact) as b:
         for x, y in zip(a.read(), b.read(), strict=True):
             assert all(torch.equal(p, q) for p, q in zip(x.planes, y.planes, strict=True))
+
+
+def test_a_preset_is_what_it_was_with_x264_and_its_like_with_vp9(tmp_path: Path) -> None:
+    video = probe(make_clip(tmp_path / "clip.mkv", frames=2, audio=())).video
+
+    def planned(container: str, **choices: Any) -> tuple[int | None, str | None, dict[str, str]]:
+        spec, _ = plan_encoder(container, video, 64, 48, **choices)
+        return spec.crf, spec.preset, spec.options
+
+    for container in ("mp4", "matroska"):
+        for quality, same in (
+            ("archive", {"crf": 12, "preset": "slow"}),
+            ("draft", {"crf": 23, "preset": "veryfast"}),
+            ("lossless", {"options": {"qp": "0"}, "preset": "medium"}),
+        ):
+            assert planned(container, quality=quality) == planned(container, **same)
+            assert planned(container, quality=quality, preset="fast") == planned(container, **same | {"preset": "fast"})
+    archive, usual, draft = (planned("webm", quality=quality) for quality in ("archive", None, "draft"))
+    assert archive[0] < usual[0] < draft[0]  # type: ignore[operator]
+    assert archive[2]["cpu-used"] < usual[2]["cpu-used"] < draft[2]["cpu-used"]
+    crf, _, options = planned("webm", quality="archive", crf=30, options={"cpu-used": "4"})
+    assert (crf, options["cpu-used"]) == (30, "4"), "what is typed wins"
+
+
+@pytest.mark.parametrize(
+    ("choices", "line"),
+    [
+        ({"preset": "slow"}, "--preset slow: libvpx-vp9 has no presets"),
+        ({"preset": "slow", "quality": "archive"}, "--preset slow: libvpx-vp9 has no presets"),
+        ({"crf": 10, "quality": "lossless"}, "--crf 10: --quality lossless says otherwise"),
+        ({"name": "libsvtav1", "quality": "lossless"}, "--quality lossless: not known how with libsvtav1"),
+    ],
+)
+def test_what_contradicts_a_preset_is_refused(tmp_path: Path, choices: dict[str, Any], line: str) -> None:
+    video = probe(make_clip(tmp_path / "clip.mkv", frames=2, audio=())).video
+    with pytest.raises(OptionError, match=line):
+        plan_encoder("webm", video, 64, 48, **choices)
 
 
 def test_the_name_of_a_codec_stands_for_its_encoder(tmp_path: Path) -> None:

@@ -255,6 +255,28 @@ def test_decode_times_add_up_to_what_is_shown() -> None:
     assert fit_dts([0, 300, 100, 200, 600, 400, 500], steady, 700) == (steady, 100)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_the_date_of_the_recording_is_kept(suffix: str, tmp_path: Path) -> None:
+    clip, dated, output = make_clip(tmp_path / "c.mp4", frames=4), tmp_path / "dated.mp4", tmp_path / f"out{suffix}"
+    with av.open(str(clip)) as inp, av.open(str(dated), "w") as out:
+        out.metadata["creation_time"] = "2019-07-14T10:11:12.000000Z"
+        streams = {stream.index: out.add_stream_from_template(stream) for stream in inp.streams}
+        for packet in inp.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                out.mux(packet)
+    assert upscale(dated, "-o", output, "--model", "bicubic", "--scale", "2", "-q", "--strict") == 0
+    with av.open(str(output)) as done:
+        assert done.metadata["creation_time"] == "2019-07-14T10:11:12.000000Z"
+
+
+def test_the_last_packet_of_sound_without_durations_is_not_hidden(tmp_path: Path) -> None:
+    """As Matroska has it: the edit list of an mp4 ends with the last duration that it knows."""
+    clip, output = make_clip(tmp_path / "c.mkv", frames=120, rate=2, bt709=True), tmp_path / "out.mp4"
+    assert upscale(clip, "-o", output, "--model", "bicubic", "--scale", "2", "-q") == 0
+    assert len(times_of(output, "audio")) == len(times_of(clip, "audio"))
+
+
 @pytest.mark.parametrize("jitter", [1, 2, 3])
 def test_phones_rates_have_the_right_length(jitter: int, tmp_path: Path) -> None:
     """Exposure changes the pace, and with B-frames the last packet is not the last picture."""

@@ -20,7 +20,7 @@ from hat_video.jobs.report import Progress
 from tests.clips import make_clip, moving_picture
 
 pyvips = pytest.importorskip("pyvips")
-from PIL import Image, ImageCms  # noqa: E402
+from PIL import Image, ImageCms, PngImagePlugin  # noqa: E402
 
 FAST = ("--model", "bicubic", "--scale", "2")
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -98,6 +98,47 @@ def test_what_a_format_cannot_hold_is_said_or_refused(tmp_path: Path, capsys: py
         assert upscale(source, "-o", tmp_path / "out.jpg", "--strict") == 1
         assert "--strict refuses" in capsys.readouterr().err
         assert not (tmp_path / "out.jpg").exists()
+
+
+def test_only_what_was_written_is_said_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "a description", 6
+    Image.fromarray(picture(3, 8)).save(tmp_path / "a.jpg", exif=exif, icc_profile=PROFILE)
+    assert upscale(tmp_path / "a.jpg", "-o", tmp_path / "b.tif", "--report", tmp_path / "b.json") == 0
+    out, err = capsys.readouterr()
+    assert "with icc-profile, orientation\n" in out
+    assert "note: not kept in .tif: exif\n" in err
+    (made,) = json.loads((tmp_path / "b.json").read_text())
+    assert (made["kept"], made["notes"]) == (["icc-profile-data", "orientation"], ["not kept in .tif: exif"])
+    assert upscale(tmp_path / "a.jpg", "-o", tmp_path / "new" / "b.tif", "--strict") == 1
+    assert "--strict refuses to drop exif" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert upscale(tmp_path / "a.jpg", "-o", tmp_path / "b.png", "--strict") == 0
+    assert "with exif, icc-profile, orientation\n" in capsys.readouterr().out
+
+
+def test_texts_of_a_png_stay_or_are_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = PngImagePlugin.PngInfo()
+    for word, text in (("Title", "one"), ("Comment", "more " * 99), ("Title", "two")):
+        texts.add_text(word, text)
+    Image.fromarray(picture(3, 8)).save(tmp_path / "a.png", pnginfo=texts)
+    assert upscale(tmp_path / "a.png", "-o", tmp_path / "b.png", "--strict") == 0
+    assert "with text Comment, text Title\n" in capsys.readouterr().out
+    image = pyvips.Image.new_from_file(str(tmp_path / "b.png"))
+    assert [image.get(name) for name in sorted(image.get_fields()) if name.startswith("png-comment-")] == [
+        "one", "more " * 99, "two",
+    ]  # fmt: skip
+    # libvips would write it so that every reader shows something else.
+    texts.add_itxt("Author", "J\u00fcrgen")
+    Image.fromarray(picture(3, 8)).save(tmp_path / "c.png", pnginfo=texts)
+    for output, lost in (("d.png", "text Author"), ("d.jpg", "text Author, text Comment, text Title")):
+        assert upscale(tmp_path / "c.png", "-o", tmp_path / output, "--strict") == 1
+        assert f"--strict refuses to drop {lost}, not kept in {output[1:]}\n" in capsys.readouterr().err
+        assert not (tmp_path / output).exists()
+        assert upscale(tmp_path / "c.png", "-o", tmp_path / output) == 0
+        assert f"note: not kept in {output[1:]}: {lost}\n" in capsys.readouterr().err
+    with Image.open(tmp_path / "d.png") as made:
+        assert made.text.keys() == {"Title", "Comment"}
 
 
 def test_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,6 +200,7 @@ def _refuse_for_all(clips: Sequence[Clip], options: UpscaleOptions, model: Model
                 name=None if options.encoder == "auto" else options.encoder,
                 crf=options.crf,
                 preset=options.preset,
+                quality=options.quality,
                 options=options.encoder_options(),
                 pixel_format=options.pixel_format,
             )

@@ -66,6 +66,10 @@ class UpscaleOptions:
     encoder: Annotated[
         str | None, "FFmpeg's name; auto: the GPU's where it opens; default: libx264, libvpx-vp9 in webm"
     ] = None
+    quality: Annotated[
+        Literal["archive", "draft", "lossless"] | None,
+        "what the encoder aims at, by whatever options it has; --crf, --preset and --encoder-option win over it",
+    ] = None
     crf: Annotated[int | None, "constant quality, lower is better; default: 16 for libx264"] = None
     preset: Annotated[str | None, "the encoder's preset; default: medium for libx264"] = None
     encoder_option: Annotated[

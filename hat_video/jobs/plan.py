@@ -282,6 +282,7 @@ def _plan_encoder(
             name=name,
             crf=options.crf,
             preset=options.preset,
+            quality=options.quality,
             options=options.encoder_options(),
             pixel_format=options.pixel_format,
             threads=ENCODER_THREADS[device],

@@ -30,7 +30,7 @@ class StillReport:
     size: tuple[int, int]
     bit_depth: int
     kept: list[str]
-    """What besides pixels came along: `icc-profile-data`, `exif-data`, ..."""
+    """What besides pixels the output holds of the source's: `exif-data`, `icc-profile-data`, `text Title`, ..."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -60,9 +60,9 @@ def upscale_still(source: Path, output: Path | None, options: UpscaleOptions, up
     planes = upscale_planes(still.planes, small, large, upscaler)
     if options.strict:
         _refuse_losses(output, len(planes) == 4, small.pixel_format.bit_depth)
-    notes = write_still(output, planes, large, still)
+    kept, notes = write_still(output, planes, large, still, is_strict=options.strict)
     depth = 8 if output.suffix.lower() in _EIGHT_BITS else small.pixel_format.bit_depth
-    return StillReport(source, output, (large.width, large.height), depth, sorted(still.carried), notes)
+    return StillReport(source, output, (large.width, large.height), depth, kept, notes)
 
 
 def _refuse_losses(output: Path, has_alpha: bool, depth: int) -> None:

@@ -104,6 +104,7 @@ def upscale_stream(
             name="ffv1" if form == "y4m" else None if options.encoder == "auto" else options.encoder,
             crf=options.crf,
             preset=options.preset,
+            quality=options.quality,
             options=options.encoder_options(),
             pixel_format=options.pixel_format,
             threads=ENCODER_THREADS[choose_devices(options.device)[0].type],

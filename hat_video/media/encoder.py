@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import av
 import torch
@@ -68,6 +68,9 @@ class _Defaults:
     crf_range: tuple[int, int] = (0, 51)
 
 
+Quality = Literal["archive", "draft", "lossless"]
+"""What a picture is for, whichever encoder makes it."""
+
 _X26_PRESETS = (
     "ultrafast",
     "superfast",
@@ -92,6 +95,30 @@ _DEFAULTS = {
     "hevc_nvenc": _Defaults(20, "p5", {"rc": "vbr"}),
     "av1_nvenc": _Defaults(24, "p5", {"rc": "vbr"}, (0, 63)),
 }
+# `_DEFAULTS` for other ends. VP9's were chosen to be to its default what x264's are to x264's.
+_AIMS: dict[str, dict[Quality, _Defaults]] = {
+    "libx264": {
+        "archive": _Defaults(12, "slow", {}),
+        "draft": _Defaults(23, "veryfast", {}),
+        "lossless": _Defaults(None, "medium", {"qp": "0"}),  # its crf 0 is without loss at 8 bits only
+    },
+    "libx265": {
+        "archive": _Defaults(12, "slow", {}),
+        "draft": _Defaults(23, "veryfast", {}),
+        "lossless": _Defaults(None, "medium", {"x265-params": "lossless=1"}),
+    },
+    "libsvtav1": {"archive": _Defaults(16, "6", {}), "draft": _Defaults(35, "10", {})},
+    "libvpx-vp9": {
+        "archive": _Defaults(12, None, {"cpu-used": "1"}),
+        "draft": _Defaults(33, None, {"cpu-used": "5"}),
+        "lossless": _Defaults(None, None, {"lossless": "1"}),
+    },
+    "ffv1": dict.fromkeys(get_args(Quality), _Defaults(None, None, {})),
+    "prores_ks": dict.fromkeys(("archive", "draft"), _Defaults(None, None, {})),
+    "h264_nvenc": {"archive": _Defaults(12, "slow", {}), "draft": _Defaults(23, "p2", {})},
+    "hevc_nvenc": {"archive": _Defaults(12, "slow", {}), "draft": _Defaults(23, "p2", {})},
+    "av1_nvenc": {"archive": _Defaults(16, "slow", {}), "draft": _Defaults(35, "p2", {})},
+}
 
 
 def plan_encoder(
@@ -103,6 +130,7 @@ def plan_encoder(
     name: str | None = None,
     crf: int | None = None,
     preset: str | None = None,
+    quality: Quality | None = None,
     options: Mapping[str, str] | None = None,
     pixel_format: str = "auto",
     threads: int = 2,
@@ -122,6 +150,7 @@ def plan_encoder(
         name: FFmpeg's name of the encoder; libx264, or libvpx-vp9 in webm, if None.
         crf: constant quality; the encoder's default of ours if None.
         preset: likewise.
+        quality: takes the place of our defaults; what is given besides wins over it.
         options: private options of the encoder.
         pixel_format: FFmpeg's name of one that the encoder has, or `auto`.
         threads: encoder threads, a part of the result.
@@ -138,6 +167,7 @@ def plan_encoder(
     name = _named(name)
     defaults = _DEFAULTS.get(name, _Defaults(None, None, {}))
     _check_quality(name, defaults, crf, preset, options or {})
+    aim = defaults if quality is None else _aim(name, quality, crf)
     given, planar = choose_format(name, container, source.pixel_format, pixel_format)
     width, height, shape = choose_shape(source, width, height, name, container)
     hdr = hdr_written_by(name, source.hdr)
@@ -148,9 +178,9 @@ def plan_encoder(
         name=name,
         pixel_format=given,
         # FFmpeg's wrappers pass `qp` over where a crf is set.
-        crf=None if "qp" in (options or {}) else defaults.crf if crf is None else crf,
-        preset=preset or defaults.preset,
-        options=_merged(own, options or {}),
+        crf=None if "qp" in (options or {}) else aim.crf if crf is None else crf,
+        preset=preset or aim.preset,
+        options=_merged(own if quality is None else _merged(own, aim.options), options or {}),
         threads=threads,
     )
     video = replace(
@@ -187,6 +217,16 @@ def _named(name: str) -> str:
     if codec is None or codec.type != "video":
         raise OptionError(f"--encoder {name}: no such video encoder; for instance {', '.join(sorted(_DEFAULTS))}")
     return codec.name
+
+
+def _aim(name: str, quality: Quality, crf: int | None) -> _Defaults:
+    aim = _AIMS.get(name, {}).get(quality)
+    if aim is None:
+        able = ", ".join(sorted(name for name, known in _AIMS.items() if quality in known))
+        raise OptionError(f"--quality {quality}: not known how with {name}; leave it out, or --encoder {able}")
+    if crf is not None and quality == "lossless":
+        raise OptionError(f"--crf {crf}: --quality lossless says otherwise; give one of the two")
+    return aim
 
 
 def _check_quality(

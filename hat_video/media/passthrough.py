@@ -280,6 +280,7 @@ class Passthrough:
         for s in self._inp.streams:
             if s.index not in self._paths:
                 s.discard = Discard.all
+        texts = [path for path in self._paths.values() if isinstance(path, ConvertText)]
         demuxer = demux(self._inp, *(self._inp.streams[i] for i in sorted(self._paths)))
         while True:
             try:
@@ -291,7 +292,12 @@ class Passthrough:
                 break
             path = self._paths.get(packet.stream.index)
             if path is not None and (self._span is None or self._span.cut(packet)):
+                # Taken first: what feeds on a packet may empty it.
+                heard = packet.dts * packet.time_base if packet.dts and packet.stream.type == "audio" else None
                 yield from path.feed(packet)
+                if heard is not None:
+                    for text in texts:
+                        yield from text.pass_time(heard)
         for path in self._paths.values():
             yield from path.flush()
         self._note_losses()

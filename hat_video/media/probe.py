@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from av.error import FFmpegError
@@ -35,6 +36,11 @@ __all__ = ["FrameIndex", "Probe", "StreamInfo", "describe", "nearest_planar", "o
 _SLACK = Fraction(1, 2)
 # So many frames show whether the timestamps are those of decoding: B-frames are never further apart.
 _FRAMES_TO_ORDER = 32
+# Decode times that fall back by less, in seconds and in frames, are the disorder of one recording, and no second one.
+_DISORDER = Fraction(1, 4)
+_FRAMES_OF_DISORDER = 8
+# FFmpeg's name of mp4 and mov, whose index says where in the file each packet lies.
+_ISO = "mov,mp4,m4a,3gp,3g2,mj2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +150,15 @@ def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> Probe:
         limits: what it may ask of this machine; the defaults if None.
 
     Raises:
-        SourceError: the file cannot be read, asks for more than `limits`, or has no video, or not one frame of it can
-            be decoded.
+        SourceError: the file cannot be read, asks for more than `limits`, or has no video, or its time jumps back, or
+            not one frame of it can be decoded.
     """
     source, limits = Path(path), limits or Limits()
     with open_container(source) as container:
         limits.check(source, container)
         streams = tuple(_stream_info(stream) for stream in container.streams)
         main = _main_video(container, source, streams)
-        tally = _Tally(main.index, limits.frames)
+        tally = _Tally(main.index, limits.frames, indexed=len(main.index_entries))
         tally.read(container)
         facts = _container_facts(container)
         # A transport stream shows its streams as it goes.
@@ -169,10 +175,11 @@ def probe(path: str | os.PathLike[str], limits: Limits | None = None) -> Probe:
         time_base = to_fraction(main.time_base)
         if time_base is None:
             raise SourceError(f"{source}: its video stream has no time base")
+        tally.refuse_jumps(time_base, source)
         rate = to_fraction(main.average_rate) or to_fraction(main.guessed_rate)
         index, notes = tally.index(time_base, rate, source)
         promised = _promised(container, main, time_base)
-        cut = _cut_off(tally, main, index, promised, time_base)
+        cut = _cut_off(tally, container, main, index, promised, source)
         format_name, codec, number = container.format.name, main.codec_context.name, main.index
     video, more = _look_at(source, number, time_base, rate, index)
     limits.check_size(source, video.width, video.height)
@@ -239,14 +246,22 @@ class _Tally:
     stream_index: int
     most_frames: int
     """Reading stops where there are more."""
+    indexed: int
+    """Frames that the container's index lists before any is read. That of AVI is the last part of the file."""
     digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=20))
     times: list[int | None] = field(default_factory=list)
+    decode_times: list[tuple[int, int]] = field(default_factory=list)
+    """Frame and time, in the file's order; where the file has none, FFmpeg mostly works one out."""
     sizes: list[int] = field(default_factory=list)
     others: int = 0
     keys: list[int] = field(default_factory=list)
     durations: dict[int, int] = field(default_factory=dict)
     end: Fraction = Fraction(0)
     error: str | None = None
+    seen: set[int] = field(default_factory=set)
+    """Streams that have a packet."""
+    is_corrupt: bool = False
+    """Whether any packet came shorter than the file says that it is, or damaged."""
     is_decode_time: bool = False
 
     def read(self, container: InputContainer) -> None:
@@ -254,12 +269,16 @@ class _Tally:
             stream, pts, dts = packet.stream, packet.pts, packet.dts
             self.digest.update(struct.pack("<iqqi", stream.index, pts or 0, dts or 0, packet.size))
             self.digest.update(packet)
+            self.seen.add(stream.index)
+            self.is_corrupt |= packet.is_corrupt
             base = to_fraction(packet.time_base)
             if pts is not None and base is not None:
                 self.end = max(self.end, (pts + (packet.duration or 0)) * base)
             if stream.index != self.stream_index or packet.is_discard:
                 self.others += packet.size if stream.index != self.stream_index else 0
                 continue
+            if dts is not None:
+                self.decode_times.append((len(self.times), dts))
             self.times.append(pts)
             if len(self.times) > self.most_frames:
                 return
@@ -286,6 +305,32 @@ class _Tally:
         """Whether every packet of the video is later than the one before it, in decode order."""
         known = [time for time in self.times if time is not None]
         return len(known) == len(self.times) and all(a < b for a, b in pairwise(known))
+
+    def refuse_jumps(self, time_base: Fraction, source: Path) -> None:
+        """Raises `SourceError` where a second recording follows the first one, and its times start over."""
+        times = [time for _, time in self.decode_times]
+        falls = [i for i, (a, b) in enumerate(pairwise(times), 1) if (a - b) * time_base > _DISORDER]
+        if not falls:
+            return
+        step = median([b - a for a, b in pairwise(times) if b > a] or [0])
+        # A lone time that its neighbours on both sides do not share is damage.
+        jumps = [
+            i
+            for i in falls
+            if times[i - 1] - times[i] > _FRAMES_OF_DISORDER * step
+            and 1 < i < len(times) - 1
+            and times[i - 2] > times[i + 1]
+        ]
+        if not jumps:
+            return
+        i = jumps[0]
+        more = f" ({len(jumps)} such jumps in all)" if len(jumps) > 1 else ""
+        raise SourceError(
+            f"{source}: its time jumps back by {float((times[i - 1] - times[i]) * time_base):.3f} s at frame "
+            f"{self.decode_times[i][0]}, {float((times[i - 1] + step - times[0]) * time_base):.3f} s after its "
+            f"start{more}: recordings were joined end to end; upscale the parts, or remux them into one, e.g. with "
+            "ffmpeg's concat demuxer"
+        )
 
     def frame_bytes(self) -> tuple[int, ...]:
         """Sizes in presentation order, as far as there are times to order by."""
@@ -324,18 +369,54 @@ def _promised(container: InputContainer, main: VideoStream, time_base: Fraction)
 
 
 def _cut_off(
-    tally: _Tally, main: VideoStream, index: FrameIndex, promised: Fraction | None, time_base: Fraction
+    tally: _Tally,
+    container: InputContainer,
+    main: VideoStream,
+    index: FrameIndex,
+    promised: Fraction | None,
+    source: Path,
 ) -> str | None:
     """The note that says so, where the packets end before the container's promise."""
+    time_base = to_fraction(main.time_base) or Fraction(1)
     start = min(index.pts[0] * time_base, Fraction(0))
     # A stream's own duration is about that stream; the container's is about the longest.
     last = (index.pts[-1] + index.last_duration) * time_base if main.duration else tally.end
     there = last - (index.pts[0] * time_base if main.duration else start)
-    if promised is not None and there + _SLACK < promised:
+    ends_early = _ends_early(tally, container, source)
+    if promised is not None and there + (0 if ends_early else _SLACK) < promised:
         return f"truncated: {float(there):.3f} s are there of the {float(promised):.3f} s that the container promised"
+    if ends_early:
+        return "truncated: the file ends before its last packet does"
     if tally.error is not None:
         return f"truncated: reading stopped after {float(there):.3f} s: {tally.error}"
     return None
+
+
+def _ends_early(tally: _Tally, container: InputContainer, source: Path) -> bool:
+    """Whether the file itself shows that its end is missing, however short that is.
+
+    Numbers of frames in headers do not: AVI counts those that were never stored, and an edit list leaves some unread.
+    """
+    kind, size = container.format.name, container.size
+    if kind not in ("avi", _ISO):
+        return False
+    # Elsewhere a packet may be called corrupt because others before it were lost.
+    if tally.is_corrupt:
+        return True
+    if kind == "avi":
+        # Sound that is parsed loses the mark above. Of a size that is wrong and an index that was never written, either
+        # alone is how some recorders write.
+        with source.open("rb") as file:
+            head = file.read(8)
+        said = int.from_bytes(head[4:], "little")
+        return tally.indexed <= 1 < len(tally.times) and head[:4] == b"RIFF" and size < 8 + said < 1 << 31
+    # A stream without a packet may lie in another file.
+    return any(
+        entry.pos + entry.size > size
+        for stream in container.streams
+        if stream.index in tally.seen
+        for entry in stream.index_entries
+    )
 
 
 def _look_at(

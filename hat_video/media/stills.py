@@ -5,6 +5,8 @@ libvips reads and writes them, since it keeps what belongs to a picture besides 
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hat_video.errors import OptionError, OutputError, SourceError, UsageError
+from hat_video.errors import OptionError, OutputError, SourceError, StrictError, UsageError
 from hat_video.files import write_atomically
 from hat_video.frames import ColorInfo, PixelFormat, VideoInfo
 from hat_video.media.opening import Limits
@@ -26,6 +28,8 @@ STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 # What a picture carries, as libvips names it; the rest is about its own file.
 _KEPT = ("icc-profile-data", "exif-data", "xmp-data", "iptc-data", "image-description", "orientation")
+# Then the keyword: a PNG may have several texts of one keyword, and libvips numbers them.
+_TEXT = re.compile("png-comment-[0-9]+-(.*)", re.DOTALL)
 _SAVE: dict[str, dict[str, object]] = {
     ".jpg": {"Q": 95, "subsample_mode": "off"},
     ".jpeg": {"Q": 95, "subsample_mode": "off"},
@@ -50,7 +54,7 @@ class Still:
     planes: tuple[Tensor, ...]
     """(1, H, W) each, as `info.pixel_format` says."""
     carried: dict[str, Any]
-    """libvips' name -> value: profile, EXIF, XMP, IPTC, orientation."""
+    """libvips' name -> value: profile, EXIF, XMP, IPTC, orientation, a PNG's texts."""
     dots_per_mm: tuple[float, float]
 
 
@@ -117,25 +121,34 @@ def read_still(path: Path, limits: Limits | None = None) -> Still:
         pixel_format=PixelFormat.parse(name),
         color=ColorInfo(matrix=6 if is_gray else 0, primaries=2, transfer=2, is_full_range=True),
     )
-    carried = {field: image.get(field) for field in _KEPT if image.get_typeof(field)}
-    return Still(info, planes, carried, (image.xres, image.yres))
+    return Still(info, planes, _carried(image), (image.xres, image.yres))
 
 
-def write_still(path: Path, planes: tuple[Tensor, ...], info: VideoInfo, still: Still) -> list[str]:
-    """Writes a picture, whole or not at all, with all that `still` carries.
+def _carried(image: Any) -> dict[str, Any]:
+    fields = image.get_fields()
+    names = [*(field for field in _KEPT if field in fields), *filter(_TEXT.fullmatch, fields)]
+    return {field: image.get(field) for field in names}
+
+
+def write_still(
+    path: Path, planes: tuple[Tensor, ...], info: VideoInfo, still: Still, *, is_strict: bool = False
+) -> tuple[list[str], list[str]]:
+    """Writes a picture, whole or not at all, with what its format keeps of all that `still` carries.
 
     Args:
         path: its suffix says the format.
         planes: (1, H, W) each, as `info.pixel_format` says.
         info: their facts.
         still: the source.
+        is_strict: nothing that `still` carries may get lost.
 
     Returns:
-        What the format could not keep, one line each.
+        What besides pixels the written file holds of it, and what its format could not keep, one line each.
 
     Raises:
         OutputError: it cannot be written.
         OptionError: the suffix is of no format that is known.
+        StrictError: `is_strict`, and the format does not keep something; nothing is written.
     """
     vips = _vips()
     suffix = path.suffix.lower()
@@ -158,10 +171,33 @@ def write_still(path: Path, planes: tuple[Tensor, ...], info: VideoInfo, still: 
         image = image.copy(xres=still.dots_per_mm[0] * scale[0], yres=still.dots_per_mm[1] * scale[1])
         types = {int: vips.GValue.gint_type, str: vips.GValue.gstr_type}
         for field, value in still.carried.items():
+            if _TEXT.fullmatch(field) and not f"{field}{value}".isascii():
+                continue  # libvips would write UTF-8 where every reader expects Latin-1
             image.set_type(types.get(type(value), vips.GValue.blob_type), field, value)
         # libvips would name the unfinished file, and not what hinders it.
         data = image.write_to_buffer(suffix, **_SAVE[suffix])
+        # What a writer leaves out it does not say.
+        kept, lost = _compare(still.carried, _carried(vips.Image.new_from_buffer(data, "")))
     except vips.Error as error:
         raise OutputError(f"{path}: cannot be written: {' '.join(str(error).split())}") from None
+    if lost and is_strict:
+        raise StrictError(f"{path}: --strict refuses to drop {', '.join(lost)}, not kept in {suffix}")
+    if lost:
+        notes.append(f"not kept in {suffix}: {', '.join(lost)}")
     write_atomically(path, data)
-    return notes
+    return kept, notes
+
+
+def _compare(wanted: dict[str, Any], there: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What is there of what was wanted, and what is not, by the names that people are told."""
+
+    def named(carried: dict[str, Any]) -> Counter[tuple[str, Any]]:
+        texts = {field: match[1] for field in carried if (match := _TEXT.fullmatch(field))}
+        # A writer gives texts other numbers, and EXIF the new size.
+        return Counter(
+            (f"text {texts[field]}", value) if field in texts else (field, None) for field, value in carried.items()
+        )
+
+    before, after = named(wanted), named(there)
+    kept, lost = before & after, before - after
+    return sorted({name for name, _ in kept}), sorted({name.removesuffix("-data") for name, _ in lost})

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
+from av.subtitles.stream import SubtitleStream
 
-from hat_video.media.carry import clean_metadata, copied_packets, readable
+from hat_video.media.carry import Cue, CueReader, clean_metadata, copied_packets, plain_text, readable
 from hat_video.media.passthrough import StreamPlan
 from hat_video.media.span import Span
 
@@ -46,6 +49,8 @@ class Tally:
     spans: list[tuple[int, int]] = field(default_factory=list)
     """Begin and end of each packet that has a time, in ticks."""
     time_base: Fraction = Fraction(1)
+    texts: list[bytes] = field(default_factory=list)
+    """What each of `spans` shows, if it is mov_text."""
 
     def add(self, packet: Packet[Stream]) -> None:
         """Takes note of a packet."""
@@ -56,6 +61,8 @@ class Tally:
         if packet.pts is not None:
             self.time_base = packet.time_base
             self.spans.append((packet.pts, packet.pts + (packet.duration or 0)))
+            if isinstance(packet.stream, SubtitleStream) and packet.stream.codec_context.name == "mov_text":
+                self.texts.append(plain_text(data))
 
     @property
     def times(self) -> list[tuple[Fraction, Fraction]]:
@@ -80,8 +87,14 @@ def check_streams(
     """
     others = [(plan, s) for plan, s in pairs if plan.action != "video"]
     wanted = {plan.index: Tally() for plan, _ in others}
-    for index, packet in copied_packets(source, sorted(wanted), span):
-        if packet.size:
+    rows = [plan.index for plan, _ in others if plan.action == "convert" and plan.target == "mov_text"]
+    readers = {i: CueReader(cast(SubtitleStream, source.streams[i])) for i in rows}
+    cues: dict[int, list[Cue]] = {i: [] for i in rows}
+    for index, packet in copied_packets(source, sorted(wanted), span, rows):
+        if index in readers:
+            cue = readers[index].read(packet)
+            cues[index] += [] if cue is None else [cue]
+        elif packet.size:
             wanted[index].add(packet)
     problems: list[str] = []
     copied = 0
@@ -90,6 +103,8 @@ def check_streams(
         if plan.action == "copy":
             copied += 1
             problems += _copy_problems(name, plan, ours, theirs, offset)
+        elif plan.index in cues:
+            problems += _row_problems(name, ours, cues[plan.index], offset)
         else:
             problems += _converted_problems(name, plan, ours, theirs, offset)
     return problems, copied, len(others) - copied
@@ -137,6 +152,57 @@ def _converted_problems(name: str, plan: StreamPlan, ours: Tally, theirs: Tally,
     holes = [max((b - a for (_, a), (b, _) in pairwise(times)), default=Fraction(0)) for times in (here, there)]
     if holes[0] > holes[1] + _CONVERTED_SLACK:
         yield f"{name} has a hole of {float(holes[0]):.3f} s that the source does not have"
+
+
+def _row_problems(name: str, ours: Tally, cues: Sequence[Cue], offset: Fraction) -> Iterable[str]:
+    """What is on the screen when: a track that shows one text at a time against cues that may overlap."""
+    tick = ours.time_base
+    here = sorted(
+        (begin * tick - offset, end * tick - offset, text)
+        for (begin, end), text in zip(ours.spans, ours.texts, strict=False)
+        if end > begin
+    )
+    there = list(_screens(cues))
+    for (begin, end, text), (begins, ends, wanted) in zip(here, there, strict=False):
+        late, longer = begin - begins, end - ends
+        at = f"at {float(begins):.3f} s"
+        if text != wanted:
+            yield f"{name} shows {_quoted(text)} {at}, not {_quoted(wanted)}"
+        elif abs(late) > _TEXT_SLACK:
+            yield f"{name}: the text {at} is {float(late) * 1000:+.1f} ms off against the picture"
+        elif abs(longer) > _TEXT_SLACK:
+            yield f"{name}: the text {at} is shown for {float(end - begin):.3f} s, not {float(ends - begins):.3f} s"
+        else:
+            continue
+        return
+    if len(here) < len(there):
+        begins, _, wanted = there[len(here)]
+        yield f"{name} does not show {_quoted(wanted)} at {float(begins):.3f} s"
+    elif len(here) > len(there):
+        begin, _, text = here[len(there)]
+        yield f"{name} shows {_quoted(text)} at {float(begin):.3f} s, the source has no text there"
+
+
+def _screens(cues: Sequence[Cue]) -> Iterable[tuple[Fraction, Fraction, bytes]]:
+    """Begin, end and text of everything that is on the screen, where one text is followed by another or by none."""
+    rising = sorted(cues, key=lambda cue: cue.begin)
+    begins = [cue.begin for cue in rising]
+    for cue in rising:
+        n = bisect_right(begins, cue.begin)
+        cue.stop_at(begins[n] if n < len(begins) else None)
+    bounds = sorted({bound for cue in rising for bound in (cue.begin, cue.end or 0)})
+    shown: list[Cue] = []
+    waiting = deque(rising)
+    for begin, end in pairwise(bounds):
+        shown = [cue for cue in shown if (cue.end or 0) > begin]
+        while waiting and waiting[0].begin <= begin:
+            shown.append(waiting.popleft())
+        if shown:
+            yield begin * _MILLISECOND, end * _MILLISECOND, b"\n".join(cue.plain for cue in shown)
+
+
+def _quoted(text: bytes) -> str:
+    return repr(" ".join(text.decode("utf-8", "replace").split()))
 
 
 def _late(

@@ -280,7 +280,7 @@ def _rotation(stream: dict[str, Any]) -> int:
 
 
 def _tags(about: dict[str, Any]) -> dict[str, str]:
-    written = ("encoder", "major_brand", "minor_version", "compatible_brands", "creation_time", "duration", "timecode")
+    written = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "timecode")
     return {k.lower(): v for k, v in about.get("tags", {}).items() if k.lower() not in written}
 
 
