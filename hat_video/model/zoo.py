@@ -91,9 +91,9 @@ _SHIPPED = (
         "Apache-2.0",
         "included",
         {
-            2: "3e157528ca4a6543351dbd0fd31dd3bd15206447d70b88468538cd25f3d0181f",
+            2: "9ac1adf46ad9d48cd9c5e91a761038103189cc47b5cb2543cd76a634e024f158",
             3: "4b50033562c7173cc83d5e137b2d18208761e2a2c63f47d7ebf2b26d3afd80f4",
-            4: "437f3bd047f5a2c6e7d9cf69a9d0247370370ac4802ea5480f67cf1330f437a8",
+            4: "e16b932dcb1e757c33b90964358bd0c0eef89def2a9105a6b7e1e5fc08d379a9",
         },
         is_included=True,
     ),
