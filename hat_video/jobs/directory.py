@@ -19,7 +19,7 @@ from hat_video.jobs.file import default_output, upscale_file
 from hat_video.jobs.options import UpscaleOptions
 from hat_video.jobs.plan import CONTAINERS
 from hat_video.jobs.report import FileReport, Progress, check_report
-from hat_video.jobs.workspace import WORK_FOLDER, has_receipt, read_receipt
+from hat_video.jobs.workspace import WORK_FOLDER, is_product
 from hat_video.media.encoder import plan_encoder
 from hat_video.media.sequence import is_sequence
 from hat_video.model.zoo import Model
@@ -144,7 +144,7 @@ def _videos(root: Path, output: Path, skipped: list[Path], ours: list[Path]) -> 
             path = here / name
             if name.endswith(".part"):
                 continue
-            if has_receipt(path) and not _is_replaced(path):
+            if is_product(path):
                 ours.append(path)
             elif name.startswith("._"):
                 skipped.append(path)  # what macOS keeps beside a file on other disks, under the file's suffix
@@ -152,12 +152,6 @@ def _videos(root: Path, output: Path, skipped: list[Path], ours: list[Path]) -> 
                 yield path
             else:
                 skipped.append(path)
-
-
-def _is_replaced(product: Path) -> bool:
-    """Whether another film lies where a product of ours was."""
-    receipt = read_receipt(product)
-    return receipt is not None and product.is_file() and not receipt.is_of(product)
 
 
 def _refuse_collisions(clips: Sequence[Clip]) -> None:

@@ -74,7 +74,10 @@ def check_report(path: Path | None, option: str = "--report") -> None:
         raise OptionError(f"{option} {path}: is a name for a film or a picture; give one that ends in .json")
     try:
         # Not of a pipe or a terminal, which would wait.
-        head = path.open("rb").read(64).lstrip() if path.is_file() else b""
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            head = file.read(64).lstrip()
     except OSError:
         return  # it may be written, and not read
     if head and not head.startswith((b"{", b"[")):

@@ -22,7 +22,7 @@ __all__ = [
     "Receipt",
     "clean",
     "discard",
-    "has_receipt",
+    "is_product",
     "locked",
     "made_folder",
     "read_receipt",
@@ -76,9 +76,13 @@ def _receipt_path(output: Path) -> Path:
     return output.parent / WORK_FOLDER / output.name / "receipt.json"
 
 
-def has_receipt(path: Path) -> bool:
-    """Whether `path` is a file that a run of ours finished."""
-    return _receipt_path(path).is_file()
+def is_product(path: Path) -> bool:
+    """Whether `path` is a file that a run of ours finished, and not another film that lies there now."""
+    if not _receipt_path(path).is_file():
+        return False
+    receipt = read_receipt(path)
+    # One that cannot be read, of another version, is a receipt all the same.
+    return receipt is None or not path.is_file() or receipt.is_of(path)
 
 
 def read_receipt(output: Path) -> Receipt | None:

@@ -183,14 +183,13 @@ class _Film:
         self._video, self._durations, self._span, self._should_stop = video, durations, span, should_stop
         self._pts = [p for segment in segments for p in segment.pts]
         self._is_isom = container in ("mp4", "mov")
-        self._last_duration: int | None = None
-        """Of the last packet in decode order, where it is not its picture's own."""
         self._notes: list[str] = []
 
     def write(self, others: Passthrough, plans: Sequence[StreamPlan]) -> JoinFacts:
         dts = regenerate_dts(self._pts)
+        last = self._durations[self._pts[-1]]
         if self._is_isom:
-            dts, self._last_duration = fit_dts(self._pts, dts, max(p + self._durations[p] for p in self._pts))
+            dts, last = fit_dts(self._pts, dts, max(p + self._durations[p] for p in self._pts))
         first = _open_segment(self._segments[0].path)
         out: OutputContainer | None = None
         try:
@@ -198,7 +197,7 @@ class _Film:
             main = self._add_streams(out, _video_of(first, self._segments[0].path), others, plans)
             offset = self._offset(others.first_seconds())
             self._add_tags(out, main, others.source, plans, offset)
-            self._write_packets(out, main, others, dts, offset)
+            self._write_packets(out, main, others, dts, last, offset)
             out.close()  # a full disk may show only here
         except BaseException:
             if out is not None:
@@ -310,7 +309,13 @@ class _Film:
         return source.chapters() if self._span is None else self._span.cut_chapters(source.chapters())
 
     def _write_packets(
-        self, out: OutputContainer, main: VideoStream, others: Passthrough, dts: Sequence[int], offset: Fraction
+        self,
+        out: OutputContainer,
+        main: VideoStream,
+        others: Passthrough,
+        dts: Sequence[int],
+        last: int,
+        offset: Fraction,
     ) -> None:
         time_base = self._video.time_base
         side = others.packets()
@@ -322,9 +327,7 @@ class _Film:
                 waiting = next(side, None)
             packet.stream = main
             packet.pts, packet.dts, packet.time_base = self._pts[k], dts[k], time_base
-            packet.duration = self._durations[self._pts[k]]
-            if k == len(dts) - 1 and self._last_duration is not None:
-                packet.duration = self._last_duration
+            packet.duration = self._durations[self._pts[k]] if k < len(dts) - 1 else last
             self._mux(out, packet, offset)
         while waiting is not None:
             self._mux(out, waiting, offset)

@@ -250,8 +250,8 @@ class _Tally:
     """Frames that the container's index lists before any is read. That of AVI is the last part of the file."""
     digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=20))
     times: list[int | None] = field(default_factory=list)
-    decode_times: list[tuple[int, int]] = field(default_factory=list)
-    """Frame and time, in the file's order; where the file has none, FFmpeg mostly works one out."""
+    decode_times: list[int | None] = field(default_factory=list)
+    """One a frame, in the file's order; where the file has none, FFmpeg mostly works one out."""
     sizes: list[int] = field(default_factory=list)
     others: int = 0
     keys: list[int] = field(default_factory=list)
@@ -277,8 +277,7 @@ class _Tally:
             if stream.index != self.stream_index or packet.is_discard:
                 self.others += packet.size if stream.index != self.stream_index else 0
                 continue
-            if dts is not None:
-                self.decode_times.append((len(self.times), dts))
+            self.decode_times.append(dts)
             self.times.append(pts)
             if len(self.times) > self.most_frames:
                 return
@@ -308,7 +307,7 @@ class _Tally:
 
     def refuse_jumps(self, time_base: Fraction, source: Path) -> None:
         """Raises `SourceError` where a second recording follows the first one, and its times start over."""
-        times = [time for _, time in self.decode_times]
+        times = [time for time in self.decode_times if time is not None]
         falls = [i for i, (a, b) in enumerate(pairwise(times), 1) if (a - b) * time_base > _DISORDER]
         if not falls:
             return
@@ -324,10 +323,11 @@ class _Tally:
         if not jumps:
             return
         i = jumps[0]
+        frames = [frame for frame, time in enumerate(self.decode_times) if time is not None]
         more = f" ({len(jumps)} such jumps in all)" if len(jumps) > 1 else ""
         raise SourceError(
             f"{source}: its time jumps back by {float((times[i - 1] - times[i]) * time_base):.3f} s at frame "
-            f"{self.decode_times[i][0]}, {float((times[i - 1] + step - times[0]) * time_base):.3f} s after its "
+            f"{frames[i]}, {float((times[i - 1] + step - times[0]) * time_base):.3f} s after its "
             f"start{more}: recordings were joined end to end; upscale the parts, or remux them into one, e.g. with "
             "ffmpeg's concat demuxer"
         )

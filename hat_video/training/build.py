@@ -182,13 +182,13 @@ def _held_out(tasks: list[Task]) -> list[Task]:
 def _fingerprint_of(path: Path) -> bytes:
     try:
         picture = Image.open(path)
-        if depth := deeper_than_8_bits(picture):
-            raise SourceError(f"{path}: is of {depth}, so it cannot be kept out: 8 bits a channel are read, convert it")
-        return fingerprint(picture)
-    except SourceError:
-        raise
+        depth = deeper_than_8_bits(picture)
+        mine = fingerprint(picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SourceError(f"{path}: not a picture that can be read, so it cannot be kept out: {error}") from None
+    if depth:
+        raise SourceError(f"{path}: is of {depth}, so it cannot be kept out: 8 bits a channel are read, convert it")
+    return mine
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
