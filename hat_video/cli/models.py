@@ -119,8 +119,7 @@ def train_command(
         def show(progress: TrainProgress) -> None:
             bar.update(progress.iteration - bar.n)
             bar.set_postfix_str(f"{progress.stage}, loss {progress.loss:.4f}")
-            is_row = progress.scores or progress.iteration % recipe.evaluate_every == 0
-            if is_row and not quiet:
+            if progress.is_evaluated and not quiet:
                 scores = "".join(f"; {name} {value:.3f} dB" for name, value in progress.scores.items())
                 where = f"{progress.iteration}/{progress.iterations} {progress.stage}"
                 tqdm.write(f"{where}: loss {progress.loss:.5f}{scores}")

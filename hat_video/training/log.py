@@ -32,7 +32,8 @@ class TrainProgress:
     seconds: float
     """Of computing, over all sessions."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Y-PSNR by set, when it was just evaluated."""
+    """Y-PSNR by set, when it was just evaluated; none where there is nothing to evaluate on."""
+    is_evaluated: bool = False
 
 
 class TrainLog:

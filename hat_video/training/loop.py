@@ -421,7 +421,14 @@ class Training:
     def _progress(self, scores: Mapping[str, float] | None = None) -> TrainProgress:
         loss, rate = self._last
         return TrainProgress(
-            self._stage_name, self.iteration, self.recipe.iterations, loss, rate, self.seconds, scores or {}
+            self._stage_name,
+            self.iteration,
+            self.recipe.iterations,
+            loss,
+            rate,
+            self.seconds,
+            scores or {},
+            is_evaluated=scores is not None,
         )
 
     def _evaluated(self, log: TrainLog) -> TrainProgress:
