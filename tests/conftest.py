@@ -1,11 +1,15 @@
-"""What every test gets: one torch thread, since the tests themselves run side by side; a GPU, if it asks for one."""
+"""What every test gets: one torch thread, since tests run side by side; ears for Ctrl-C; a GPU, if it asks for one."""
 
 import os
+import signal
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts what it puts in the background deaf to it, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
