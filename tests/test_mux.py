@@ -255,19 +255,57 @@ def test_decode_times_add_up_to_what_is_shown() -> None:
     assert fit_dts([0, 300, 100, 200, 600, 400, 500], steady, 700) == (steady, 100)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
-def test_the_date_of_the_recording_is_kept(suffix: str, tmp_path: Path) -> None:
-    clip, dated, output = make_clip(tmp_path / "c.mp4", frames=4), tmp_path / "dated.mp4", tmp_path / f"out{suffix}"
-    with av.open(str(clip)) as inp, av.open(str(dated), "w") as out:
-        out.metadata["creation_time"] = "2019-07-14T10:11:12.000000Z"
+def tagged(clip: Path, path: Path, tags: dict[str, str], movflags: str = "") -> Path:
+    """The packets of `clip` in a file with other tags."""
+    options = {"movflags": movflags} if movflags else {}
+    with av.open(str(clip)) as inp, av.open(str(path), "w", options=options) as out:
+        out.metadata.update(tags)
         streams = {stream.index: out.add_stream_from_template(stream) for stream in inp.streams}
         for packet in inp.demux():
             if packet.dts is not None:
                 packet.stream = streams[packet.stream.index]
                 out.mux(packet)
+    return path
+
+
+def tags_of(path: Path) -> dict[str, str]:
+    with av.open(str(path)) as film:
+        return dict(film.metadata)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_the_date_of_the_recording_is_kept(suffix: str, tmp_path: Path) -> None:
+    output = tmp_path / f"out{suffix}"
+    tags = {"creation_time": "2019-07-14T10:11:12.000000Z"}
+    dated = tagged(make_clip(tmp_path / "c.mp4", frames=4), tmp_path / "dated.mp4", tags)
     assert upscale(dated, "-o", output, "--model", "bicubic", "--scale", "2", "-q", "--strict") == 0
-    with av.open(str(output)) as done:
-        assert done.metadata["creation_time"] == "2019-07-14T10:11:12.000000Z"
+    assert tags_of(output).items() >= tags.items()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_what_a_phone_says_of_a_recording_is_kept(suffix: str, tmp_path: Path) -> None:
+    output = tmp_path / f"out{suffix}"
+    tags = {
+        "com.apple.quicktime.make": "Apple",
+        "com.apple.quicktime.location.ISO6709": "+48.8577+002.2950+035/",
+        "com.apple.quicktime.creationdate": "2026-05-01T10:00:00+0200",
+        "com.android.capture.fps": "60.000000",
+        "title": "Café",
+    }
+    phone = tagged(make_clip(tmp_path / "c.mov", frames=4), tmp_path / "phone.mov", tags, "use_metadata_tags")
+    assert tags_of(phone).items() >= tags.items()
+    assert upscale(phone, "-o", output, "--model", "bicubic", "--scale", "2", "-q", "--strict") == 0
+    assert tags_of(output).items() >= tags.items()
+
+
+def test_a_title_stays_where_players_look_for_it(tmp_path: Path) -> None:
+    """In iTunes' box, and not in that of phones, though a name of someone's own is lost then; that is said."""
+    output = tmp_path / "out.mp4"
+    tags = {"title": "Café", "my_own": "word"}
+    named = tagged(make_clip(tmp_path / "c.mp4", frames=4), tmp_path / "named.mkv", tags)
+    assert upscale(named, "-o", output, "--model", "bicubic", "--scale", "2", "-q", "--strict") == 1
+    assert upscale(named, "-o", output, "--model", "bicubic", "--scale", "2", "-q") == 0
+    assert b"\xa9nam" in output.read_bytes()
 
 
 def test_the_last_packet_of_sound_without_durations_is_not_hidden(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -44,6 +44,7 @@ __all__ = [
     "plain_text",
     "readable",
     "sentence_of",
+    "tag_flags",
 ]
 
 # Seconds. Subtitle encoders write 2^32 - 1 milliseconds for "until the next one", which MP4 cannot hold as a number.
@@ -55,6 +56,7 @@ _MUXER_TAGS = {
     "encoder", "major_brand", "minor_version", "compatible_brands", "handler_name", "vendor_id", "duration", "bps",
     "number_of_frames", "number_of_bytes", "timecode",
 }  # fmt: skip
+_PHONES = ("com.apple.quicktime.", "com.android.")
 
 
 def open_input(path: str | os.PathLike[str]) -> InputContainer:
@@ -80,6 +82,15 @@ def clean_metadata(tags: dict[str, str]) -> dict[str, str]:
         and not key.upper().startswith("_STATISTICS")
         and key.upper().split("-")[0] not in ("BPS", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "DURATION")
     }
+
+
+def tag_flags(tags: Iterable[str]) -> str:
+    """The `movflags` that mp4 and mov need to keep tags of these names.
+
+    Names that FFmpeg does not know need another box than the usual one, and all of a file's tags go with them. Players
+    look for titles in the usual box, so the other is taken only for what phones write, whose files have it themselves.
+    """
+    return "+use_metadata_tags" if any(name.startswith(_PHONES) for name in tags) else ""
 
 
 def readable(text: str) -> str:

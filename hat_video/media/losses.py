@@ -13,7 +13,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from hat_video.frames import VideoInfo
-from hat_video.media.carry import clean_metadata, open_input, readable
+from hat_video.media.carry import clean_metadata, open_input, readable, tag_flags
 from hat_video.media.opening import safe_options
 from hat_video.media.passthrough import StreamPlan
 
@@ -32,7 +32,10 @@ def tags_that_get_lost(source: Path, container: str) -> tuple[str, ...]:
         return ()
     file = io.BytesIO()
     # The values are of no matter, but must be text.
-    with av.open(file, "w", format=container, options={"fflags": "+bitexact"}) as out:
+    options = {"fflags": "+bitexact"}
+    if container in ("mp4", "mov") and (flags := tag_flags(tags)):
+        options["movflags"] = flags
+    with av.open(file, "w", format=container, options=options) as out:
         stream: VideoStream = out.add_stream("libvpx-vp9" if container == "webm" else "mpeg4", rate=25)
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"

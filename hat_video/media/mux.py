@@ -25,7 +25,7 @@ from av.video.stream import VideoStream
 
 from hat_video.errors import CancelledError, HatVideoError, OutputError, WorkError
 from hat_video.frames import VideoInfo
-from hat_video.media.carry import clean_metadata, readable
+from hat_video.media.carry import clean_metadata, readable, tag_flags
 from hat_video.media.losses import lost_in
 from hat_video.media.opening import open_file
 from hat_video.media.passthrough import Passthrough, StreamPlan
@@ -193,7 +193,7 @@ class _Film:
         first = _open_segment(self._segments[0].path)
         out: OutputContainer | None = None
         try:
-            out = self._open()
+            out = self._open(clean_metadata(others.source.metadata))
             main = self._add_streams(out, _video_of(first, self._segments[0].path), others, plans)
             offset = self._offset(others.first_seconds())
             self._add_tags(out, main, others.source, plans, offset)
@@ -210,7 +210,7 @@ class _Film:
         self._notes += lost_in(self._part, others.source, plans, self._container, self._video, chapters)
         return JoinFacts(len(self._pts), offset, tuple(map(readable, (*self._notes, *others.notes))))
 
-    def _open(self) -> OutputContainer:
+    def _open(self, tags: Mapping[str, str]) -> OutputContainer:
         options = {"fflags": "+bitexact", "avoid_negative_ts": "disabled"}
         if self._is_isom:
             scale = self._video.time_base.denominator
@@ -218,7 +218,7 @@ class _Film:
             # Edit lists count in this scale, and FFmpeg rounds them down: one of 1000 would put a late start off by
             # up to a millisecond.
             options["movie_timescale"] = str(scale * ceil(Fraction(_MOVIE_TICKS, scale)))
-            options["movflags"] = "+faststart"
+            options["movflags"] = f"+faststart{tag_flags(tags)}"
         path = str(self._part.absolute())
         if int(av.__version__.split(".")[0]) < 19:
             return av.open(path, "w", format=self._container, options=options, metadata_errors="surrogateescape")
