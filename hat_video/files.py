@@ -7,12 +7,25 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from hat_video.errors import OutputError
+from hat_video.errors import OptionError, OutputError
 
-__all__ = ["UNFINISHED", "remove_unfinished", "write_atomically"]
+__all__ = ["UNFINISHED", "check_place", "remove_unfinished", "write_atomically"]
 
 UNFINISHED = ".tmp-"
 """What the names of files and folders begin with that are not whole yet, or no longer."""
+
+
+def check_place(path: Path, option: str) -> None:
+    """Raises `OptionError` where no file can be written."""
+    folder = path.absolute().parent
+    try:
+        is_file = folder.is_dir() and not path.is_dir()
+    except OSError:
+        is_file = False  # a name that no file can have
+    if not is_file:
+        raise OptionError(f"{option} {path}: not a file in an existing folder; give another name")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise OptionError(f"{option} {path}: you may not write there; give another name")
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

@@ -17,7 +17,7 @@ from hat_video.analysis.sheet import Sheet
 from hat_video.analysis.stills import StillsResult, check_stills, evaluate_stills, set_name
 from hat_video.analysis.vmaf import HOW_TO_GET_VMAF, find_vmaf
 from hat_video.errors import OutputError, UsageError
-from hat_video.files import write_atomically
+from hat_video.files import check_place, write_atomically
 from hat_video.inference.upscaler import Upscaler
 from hat_video.model.hat import HATConfig
 from hat_video.model.zoo import default_model_name, load_model
@@ -137,7 +137,7 @@ def evaluate(
     if stills and scale == 1:
         raise UsageError("--stills at --scale 1: they would be their own low resolution; give --clips FILE")
     if sheet is not None:
-        _check_sheet(sheet)
+        check_place(sheet, "--sheet")
     elif crop is not None:
         raise UsageError("--crop without --sheet: is of its crops; give --sheet FILE.png")
     for folder in stills:
@@ -189,12 +189,6 @@ def evaluate(
         page.write(sheet)
     notes = (f"VMAF was not measured: {HOW_TO_GET_VMAF}",) if clips and ffmpeg is None else ()
     return Evaluation(scale, {label: model.sha256 for label, model in loaded.items()}, scores, tuple(films), notes)
-
-
-def _check_sheet(path: Path) -> None:
-    """Now, and not when all is computed. A device would be replaced."""
-    if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
-        raise OutputError(f"--sheet {path}: not a file in an existing folder")
 
 
 def _labels(names: Sequence[str], taken: Collection[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from hat_video.cli.declare import Verbose
 from hat_video.cli.say import Say, interruptible
 from hat_video.inference.processors import cpu_count
-from hat_video.jobs.report import check_place, check_report
+from hat_video.jobs.report import check_report
 from hat_video.presets import preset_names
 
 __all__ = ["evaluate_command", "export_command", "train_command", "train_data_command"]
@@ -173,9 +173,6 @@ def evaluate_command(
     from hat_video.analysis.sheet import parse_crop
 
     check_report(json_file, "--json")
-    if sheet is not None:
-        check_place(sheet, "--sheet")
-
     say = Say("none", quiet, is_verbose=False)
     found = evaluate(
         model or [],

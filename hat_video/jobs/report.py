@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from hat_video.errors import OptionError
+from hat_video.files import check_place
 from hat_video.jobs.plan import CONTAINERS
 from hat_video.media.stills import STILL_SUFFIXES
 from hat_video.paths import JsonPath
 
-__all__ = ["FileReport", "Progress", "Stage", "check_place", "check_report"]
+__all__ = ["FileReport", "Progress", "Stage", "check_report"]
 
 Stage = Literal["plan", "work", "join", "verify", "done"]
 
@@ -82,16 +82,3 @@ def check_report(path: Path | None, option: str = "--report") -> None:
         return  # it may be written, and not read
     if head and not head.startswith((b"{", b"[")):
         raise OptionError(f"{option} {path}: holds something else than JSON, which would be lost; give another name")
-
-
-def check_place(path: Path, option: str) -> None:
-    """Raises `OptionError` where no file can be written."""
-    folder = path.absolute().parent
-    try:
-        is_file = folder.is_dir() and not path.is_dir()
-    except OSError:
-        is_file = False  # a name that no file can have
-    if not is_file:
-        raise OptionError(f"{option} {path}: not a file in an existing folder; give another name")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise OptionError(f"{option} {path}: you may not write there; give another name")
