@@ -477,6 +477,26 @@ def test_what_starts_from_a_file_makes_the_same_picture(tiles: Path, tmp_path: P
         torch.testing.assert_close(second.network.eval()(frame), model.network(frame), rtol=0, atol=1e-5)
 
 
+def test_a_deeper_network_starts_as_the_same_function(tiles: Path, tmp_path: Path) -> None:
+    train(RECIPE, tiles, tmp_path / "first")
+    path = tmp_path / "first" / "model.safetensors"
+    shape = replace(TINY, depths=(*TINY.depths, TINY.depths[-1], TINY.depths[-1]))
+    recipe = replace(RECIPE, start=str(path), network=shape)
+    deeper = Training(recipe, tiles, tmp_path / "deeper", device="cpu")
+    model = load_model(path)
+    assert model.network is not None
+    frame = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(deeper.network.eval()(frame), model.network(frame), rtol=0, atol=1e-5)
+    before = {name: value.clone() for name, value in deeper.network.state_dict().items() if value.is_floating_point()}
+    train(recipe, tiles, tmp_path / "deeper")
+    after = body_of_file(tmp_path / "deeper")
+    new = [name for name in before if name.startswith("layers.1.") and name.endswith(".weight")]
+    assert new
+    # All of what is new learns, though at the first step only the convolution can.
+    assert all(not torch.equal(before[name], after[name]) for name in new)
+
+
 def body_of_file(folder: Path) -> dict[str, torch.Tensor]:
     model = load_model(folder / "model.safetensors")
     assert model.network is not None

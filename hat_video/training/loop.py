@@ -40,7 +40,7 @@ from hat_video.model.hat import HAT, HATConfig
 from hat_video.training.degrade import VideoDegradation, degrade_bicubic
 from hat_video.training.export import body_of, save_network, save_tensors
 from hat_video.training.log import OTHER_COLUMNS, TrainLog, TrainProgress
-from hat_video.training.networks import BranchedCNN, build_network
+from hat_video.training.networks import BranchedCNN, build_network, deepened
 from hat_video.training.recipe import SHOT, Stage, TrainRecipe
 from hat_video.training.tiles import TileSet
 
@@ -228,7 +228,7 @@ class Training:
         mine = self.network.state_dict()
         theirs = checkpoint.state_dict
         if isinstance(checkpoint.config, HATConfig):
-            theirs = body_of(theirs, checkpoint.config)
+            theirs = deepened(body_of(theirs, checkpoint.config), len(self.recipe.network.depths))
         elif isinstance(self.network, BranchedCNN):
             theirs = self.network.with_branches(theirs)
         fitting = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}

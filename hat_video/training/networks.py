@@ -13,7 +13,7 @@ from hat_video.model.hat import HAB, HAT, RHAG
 from hat_video.model.resample import enlarge
 from hat_video.training.recipe import NetworkShape
 
-__all__ = ["RCAN", "BranchedCNN", "Compact", "build_network", "start_as_interpolation"]
+__all__ = ["RCAN", "BranchedCNN", "Compact", "build_network", "deepened", "start_as_interpolation"]
 
 
 def build_network(shape: NetworkShape, scale: int) -> nn.Module:
@@ -69,6 +69,25 @@ def start_as_interpolation(network: HAT) -> None:
     for channel in range(colours):
         last.weight[channel, channel, 1, 1] = 1
     nn.init.constant_(last.bias, -0.5)  # type: ignore[arg-type]
+
+
+def deepened(state: Mapping[str, Tensor], groups: int) -> dict[str, Tensor]:
+    """The weights of a HAT with more RHAGs that computes the same: copies of the last one, whose convolutions are 0.
+
+    Args:
+        state: names to tensors, as upstream has them.
+        groups: how many RHAGs there are to be; `state` may have as many or more, and stays as it is.
+    """
+    grown = dict(state)
+    there = [int(name.split(".")[1]) for name in state if name.startswith("layers.")]
+    last = max(there, default=groups)
+    for name, tensor in state.items():
+        if not name.startswith(f"layers.{last}."):
+            continue
+        rest = name.removeprefix(f"layers.{last}.")
+        for number in range(last + 1, groups):
+            grown[f"layers.{number}.{rest}"] = torch.zeros_like(tensor) if rest.startswith("conv.") else tensor.clone()
+    return grown
 
 
 @torch.no_grad()

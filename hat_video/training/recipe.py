@@ -119,7 +119,8 @@ class TrainRecipe:
     purpose: str = ""
     """For the model's card."""
     start: str = ""
-    """A checkpoint whose tensors are taken over where their shapes agree: x4 starts from x2's body."""
+    """A checkpoint whose tensors are taken over where their shapes agree: x4 starts from x2's body. RHAGs that it lacks
+    begin as copies of its last one that add nothing: hat-micro starts from hat-nano."""
     teacher: str = ""
     """A larger HAT checkpoint of the same scale, whose output is half of the target."""
     teacher_share: _Share = 0.5
