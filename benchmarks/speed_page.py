@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,29 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _tables(result: dict[str, Any]) -> str:
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{machine['processor']}, {machine['cpu']}, {machine['cpus']} CPUs; {versions}."
+
+
+def _speed(result: dict[str, Any]) -> str:
     height, width = result["networks"]["input"][2:]
     peaks = result["networks"]["peak_gflops"]
-    speed = _table(
+    table = _table(
         ("network", "GFLOP", *_FORMS),
         [
             (name, f"{facts['gflop']:.2f}", *(_cell(facts.get(form)) for form in _FORMS))
             for name, facts in _networks(result).items()
         ],
     )
+    return (
+        f"Microseconds per source pixel on {width}x{height} (HAT-S: 64x64), times the reference, share of the "
+        f"peak of matrix products ({peaks['fp32']:.0f} GFLOP/s in fp32, {peaks['bf16']:.0f} in bf16).\n\n{table}"
+    )
+
+
+def _tables(result: dict[str, Any], elsewhere: Sequence[dict[str, Any]]) -> str:
     memory = _table(
         ("model", "backend", "precision", "tile", "peak, MiB", "s"),
         [
@@ -88,29 +102,29 @@ def _tables(result: dict[str, Any]) -> str:
             for tool, facts in sorted(result["tools"].items(), key=lambda item: item[1].get("seconds", [9e9])[0])
         ],
     )
-    machine = result["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n\n".join(
         (
-            f"{machine['processor']}, {machine['cpu']}, {machine['cpus']} CPUs; {versions}.",
-            "### Networks, one thread\n\n"
-            f"Microseconds per source pixel on {width}x{height} (HAT-S: 64x64), times the reference, share of the "
-            f"peak of matrix products ({peaks['fp32']:.0f} GFLOP/s in fp32, {peaks['bf16']:.0f} in bf16).\n\n" + speed,
+            _machine(result),
+            "### Networks, one thread\n\n" + _speed(result),
             "Two frames in flight on two cores are "
             f"{result['frames_in_flight']['ratio']:.2f} times one; same bits: "
             f"{'yes' if result['frames_in_flight']['same_bits'] else 'NO'}.",
             "### Memory, one frame of 1920x1080 to 3840x2160\n\n" + memory,
             "### The sample clip (320x180, 5 s) to x2, end to end\n\n" + outside,
             tools,
+            *(
+                f"### Networks on another processor, one thread\n\n{_machine(one)}\n\n{_speed(one)}"
+                for one in elsewhere
+            ),
         )
     )
 
 
-def page_with(text: str, result: dict[str, Any]) -> str:
-    """The page with its tables made anew."""
+def page_with(text: str, result: dict[str, Any], elsewhere: Sequence[dict[str, Any]]) -> str:
+    """The page with its tables made anew; `elsewhere`: what `--networks` found on other processors."""
     before, _, rest = text.partition(_BEGIN)
     _, _, after = rest.partition(_END)
-    return f"{before}{_BEGIN}\n\n{_tables(result)}\n\n{_END}{after}"
+    return f"{before}{_BEGIN}\n\n{_tables(result, elsewhere)}\n\n{_END}{after}"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-__all__ = ["in_turns", "machine", "peak_gflops", "processor_name", "seconds", "versions"]
+__all__ = ["in_turns", "machine", "peak_gflops", "processor_name", "seconds", "slug", "versions"]
 
 
 def processor_name() -> str:
@@ -26,6 +27,11 @@ def machine() -> dict[str, object]:
     from hat_video.inference.processors import cpu_count
 
     return {"processor": processor_name(), "cpus": cpu_count(), "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+def slug(name: str) -> str:
+    """A processor's or GPU's name as part of a file's name."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def versions(*packages: str) -> dict[str, str | None]:
