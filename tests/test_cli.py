@@ -333,6 +333,7 @@ def test_outputs_that_cannot_be(clip: Path, tmp_path: Path, err: Err) -> None:
         (["--jobs", "0"], ["--jobs 0"]),
         (["--device", "toaster"], ["toaster", "cpu"]),
         (["--decoder", "dali"], ["dali", "pyav"]),
+        (["--backend", "abacus"], ["Invalid value for '--backend': 'abacus' is not one of 'auto'"]),
         (["--encoder", "libx266"], ["libx266"]),
         (["--crf", "99"], ["99"]),
         (["--preset", "ludicrous"], ["ludicrous"]),

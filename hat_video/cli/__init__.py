@@ -76,6 +76,7 @@ def _run(words: list[str], *, is_verbose: bool) -> int:
             code = app(args=words, prog_name="hat-video", standalone_mode=False)
     except typer.TyperException as error:
         text = error.format_message() if hasattr(error, "format_message") else str(error)
+        text = text.replace("Value error, ", "")  # pydantic's, of a choice that there is not
         context = getattr(error, "ctx", None)
         command = "hat-video" if context is None else context.command_path
         print(f"hat-video: {text} Try `{command} --help`.", file=sys.stderr)
