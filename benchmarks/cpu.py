@@ -42,6 +42,7 @@ from hat_video.analysis.stills import evaluate_stills  # noqa: E402
 from hat_video.inference.double_buffer import map_in_flight  # noqa: E402
 from hat_video.inference.openvino_backend import OpenVINONetwork  # noqa: E402
 from hat_video.inference.optimize import optimize  # noqa: E402
+from hat_video.model.cnn import CNN  # noqa: E402
 from hat_video.model.hat import HAT  # noqa: E402
 from hat_video.model.zoo import list_models  # noqa: E402
 from hat_video.training.networks import build_network, start_as_interpolation  # noqa: E402
@@ -63,7 +64,6 @@ OTHERS = {
     "Compact 16x64": NetworkShape(kind="compact", embed_dim=64, depths=(16,)),
 }
 """Random weights: their speed is the same. 10x32 is ECBSR's size, 16x64 that of realesr-animevideov3."""
-FORMS = ("reference fp32", "torch fp32", "torch bf16", "openvino fp32", "openvino bf16")
 MEMORY = (
     *(("openvino", "bf16", tile) for tile in (None, 384)),
     ("openvino", "fp32", None),
@@ -83,20 +83,18 @@ def gflop(network: nn.Module, frame: torch.Tensor) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def forms_of(network: HAT, frame: torch.Tensor) -> tuple[float, dict[str, Callable[[], object]]]:
-    """GFLOP, and the network in each of its forms."""
-    reference = reference_of(network.state_dict() | _index_buffers(network.config))
-    backends: list[Callable[[torch.Tensor], object]] = [
-        reference,
-        optimize(network, dtype=torch.float32, device=CPU),
-        optimize(network, dtype=torch.bfloat16, device=CPU),
-        OpenVINONetwork(network, "fp32", in_flight=1),
-        OpenVINONetwork(network, "bf16", in_flight=1),
-    ]
-    work: dict[str, Callable[[], object]] = {
-        name: (lambda run=run: run(frame)) for name, run in zip(FORMS, backends, strict=True)
-    }
-    return gflop(reference, frame), work
+def forms_of(network: HAT | CNN, frame: torch.Tensor) -> tuple[float, dict[str, Callable[[], object]]]:
+    """GFLOP, and the network in each of its forms; a convolutional one has no reference."""
+    backends: dict[str, Callable[[torch.Tensor], object]] = {}
+    counted: nn.Module = network
+    if isinstance(network, HAT):
+        counted = reference_of(network.state_dict() | _index_buffers(network.config))
+        backends["reference fp32"] = counted
+        backends["torch fp32"] = optimize(network, dtype=torch.float32, device=CPU)
+        backends["torch bf16"] = optimize(network, dtype=torch.bfloat16, device=CPU)
+    backends["openvino fp32"] = OpenVINONetwork(network, "fp32", in_flight=1)
+    backends["openvino bf16"] = OpenVINONetwork(network, "bf16", in_flight=1)
+    return gflop(counted, frame), {name: (lambda run=run: run(frame)) for name, run in backends.items()}  # type: ignore[misc]
 
 
 def speed_of(work: float, pixels: int, times: dict[str, list[float]], peaks: dict[str, float]) -> dict[str, Any]:
