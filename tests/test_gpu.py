@@ -25,7 +25,7 @@ from hat_video.jobs.picture import FrameUpscaler
 from hat_video.media.encoder import SegmentWriter, plan_encoder
 from hat_video.media.source import open_source
 from hat_video.model.zoo import load_model
-from hat_video.training.loop import Training
+from hat_video.training.loop import Training, _distance
 from hat_video.training.recipe import Stage, TrainRecipe
 from tests.clips import make_clip
 from tests.command import sidecars, start, upscale, wait_for_segments
@@ -336,11 +336,38 @@ def test_a_training_on_the_gpu_goes_on_where_it_stopped(tiles: Path, tmp_path: P
 def test_a_training_step_is_queued_without_waiting_for_the_gpu(tiles: Path, tmp_path: Path) -> None:
     stage = Stage("finetune", iterations=4, rate=1e-3, batch=4, patch=16, loss="l2", luma=0.75)
     training = Training(replace(RECIPE, stages=(stage,)), tiles, tmp_path, device="cuda")
-    module = training._shared_out()
+    gradients = training._gradients(training._shared_out(), training.recipe.stages[0])
     hr = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8).pin_memory()
-    for mode in ("default", "default", "error"):
+    for mode in ("default", "default", "error", "default", "error"):  # the fourth is recorded, the fifth played back
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            training._step(module, stage, *training._pair((hr,)))
+            training._step(gradients, (hr,))
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_recorded_step_computes_what_was_recorded(tiles: Path, tmp_path: Path, compile: bool) -> None:  # noqa: A002
+    stage = Stage("finetune", iterations=4, rate=1e-3, batch=4, patch=16, loss="psnr", luma=0.75, attention_pool=16)
+    recipe = replace(RECIPE, stages=(stage,), precision="fp32")
+    training = Training(recipe, tiles, tmp_path, device="cuda", compile=compile)
+    training._pool_as(stage)
+    module = training._shared_out()
+    gradients = training._gradients(module, stage)
+
+    def reference(hr: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        # A graph that stays alive is a recording's enemy: it keeps nodes that belong to another stream.
+        hr, lr = training._pair((hr,))
+        loss = _distance(module(lr), hr, stage)
+        return loss.detach(), torch.autograd.grad(loss, list(training.network.parameters()))
+
+    for seed in range(6):
+        hr = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        loss = gradients((hr.pin_memory(),))
+        expected, theirs = reference(hr)
+        parameters = list(training.network.parameters())
+        norm = torch.stack([value.norm() for value in theirs]).norm()
+        clipped = (recipe.clip / norm).clamp(max=1)
+        torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-5)
+        errors = [(value.grad - clipped * own).norm() for value, own in zip(parameters, theirs, strict=True)]
+        assert torch.stack(errors).norm() < 0.02 * clipped * norm

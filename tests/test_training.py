@@ -103,6 +103,23 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tiles: Path, tmp_path: Path) 
     assert not list((tmp_path / "broken").glob("*.part"))
 
 
+def test_the_averages_hold_no_graph(tiles: Path, tmp_path: Path) -> None:
+    """Held from one iteration to the next, it grew for as long as a training ran."""
+    training = Training(RECIPE, tiles, tmp_path, device="cpu", threads=1)
+    training.run(on_progress=lambda _: None, cancel=threading.Event())
+    assert all(value.grad_fn is None and not value.requires_grad for value in training.ema.parameters())
+
+
+def test_compile_without_a_compiler_is_refused(tiles: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PATH": str(tmp_path), "CXX": "none"}
+    result = subprocess.run(
+        command(tiles, tmp_path / "run", "--compile"), env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert "--compile: needs a C++ compiler" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_interrupt_saves_and_says_how_to_go_on(tiles: Path, tmp_path: Path) -> None:
     # More than any machine does in the time.
     options = ("--set", "stages.0.iterations=100000", "--set", "evaluate_every=100000")

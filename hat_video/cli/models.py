@@ -101,6 +101,9 @@ def train_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="threads on a CPU; 0 for torch's own choice", min=0)] = 0,
     workers: Annotated[int, typer.Option(help="processes that prepare batches", min=0)] = 0,
+    compile: Annotated[  # noqa: A002 - the option's name
+        bool, typer.Option("--compile", help="for long runs on a GPU: torch's compiler, which takes a minute at first")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print errors only")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -125,7 +128,14 @@ def train_command(
                 tqdm.write(f"{where}: loss {progress.loss:.5f}{scores}")
 
         training = Training(
-            recipe, tiles, output, device=device, stills=tuple(stills or ()), threads=threads, workers=workers
+            recipe,
+            tiles,
+            output,
+            device=device,
+            stills=tuple(stills or ()),
+            threads=threads,
+            workers=workers,
+            compile=compile,
         )
         training.run(on_progress=show, cancel=cancel)
     if not quiet and training.rank == 0:

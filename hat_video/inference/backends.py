@@ -18,7 +18,7 @@ from hat_video.inference.precision import DTYPES, has_fast_bf16
 from hat_video.model.cnn import CNN, CNNConfig
 from hat_video.model.hat import HAT, HATConfig
 
-__all__ = ["Backend", "Network", "as_compiler_error", "build", "choose_backend"]
+__all__ = ["Backend", "Network", "as_compiler_error", "build", "check_compiler", "choose_backend"]
 
 Backend = Literal["torch", "torch-compiled", "openvino"]
 
@@ -127,9 +127,18 @@ def as_compiler_error(error: Exception) -> OptionError | None:
     return OptionError(f"--compile: torch's compiler fails here: {first}; leave it out")
 
 
-def _compiled(network: FastHAT | FastCNN, device: torch.device) -> FastHAT | FastCNN:
+def check_compiler(device: torch.device) -> None:
+    """Whether `--compile` can be had.
+
+    Raises:
+        OptionError: there is no compiler for the device's code here.
+    """
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise OptionError("--compile: needs a C++ compiler, and there is none; install g++, or leave it out")
+
+
+def _compiled(network: FastHAT | FastCNN, device: torch.device) -> FastHAT | FastCNN:
+    check_compiler(device)
     # Beyond its limit torch would go on without compiling and say nothing.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
     for block in network.blocks():

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from hat_video.analysis.metrics import crop_border, luma, psnr
 from hat_video.analysis.stills import check_stills, evaluate_stills, set_name
 from hat_video.errors import CancelledError, ModelError, OutputError, UsageError
 from hat_video.files import remove_unfinished, write_atomically
+from hat_video.inference.backends import as_compiler_error, check_compiler
 from hat_video.inference.optimize import optimize
 from hat_video.inference.upscaler import choose_device
 from hat_video.model.checkpoint import Checkpoint, load_network, read_checkpoint
@@ -42,6 +43,7 @@ from hat_video.training.export import body_of, save_network, save_tensors
 from hat_video.training.log import OTHER_COLUMNS, TrainLog, TrainProgress
 from hat_video.training.networks import BranchedCNN, build_network, deepened
 from hat_video.training.recipe import SHOT, Stage, TrainRecipe
+from hat_video.training.recorded import RecordedGradients
 from hat_video.training.tiles import TileSet
 
 __all__ = ["TrainProgress", "Training"]
@@ -124,8 +126,11 @@ class Training:
         stills: sets of pictures to evaluate on besides the tiles that are held out; see `hat_video.analysis.stills`.
         threads: for a CPU; 0 leaves torch's own choice. Small networks learn no faster from a second one.
         workers: processes that prepare batches; 0 for none, the best on a CPU.
+        compile: have torch's compiler join what a GPU computes between products and convolutions, which takes it a
+            minute at first. Sums round otherwise then.
 
     Raises:
+        OptionError: torch has no compiler for the device.
         UsageError: the folder holds another training, or the batch cannot be shared out.
     """
 
@@ -139,8 +144,10 @@ class Training:
         stills: tuple[Path, ...] = (),
         threads: int = 0,
         workers: int = 0,
+        compile: bool = False,  # noqa: A002 - torch's own word for it
     ) -> None:
         self.recipe, self.folder, self.stills, self.workers = recipe, folder, stills, workers
+        self.compile = compile
         if threads:
             torch.set_num_threads(threads)
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -151,6 +158,8 @@ class Training:
             units = stage.batch // (SHOT if recipe.degradation == "video" else 1)
             if units % self.world:
                 raise UsageError(f"batch {stage.batch}: cannot be shared between {self.world} processes in whole parts")
+        if compile:
+            check_compiler(self.device)
         self._check_stills()
         self._tiles = {stage.name: self._tiles_of(stage, tiles) for stage in recipe.stages}
         state = self._read_state()
@@ -379,10 +388,13 @@ class Training:
         began = saved = time.monotonic()
         before = self.seconds
         losses: list[Tensor] = []
+        entered: Stage | None = None
         for batch in loader:
             stage, number = recipe.stage_at(self.iteration)
             rate = self._enter(stage, number)
-            loss = self._step(module, stage, *self._pair(batch))
+            if stage is not entered:
+                entered, gradients = stage, self._gradients(module, stage)
+            loss = self._step(gradients, batch)
             if self.rank == 0:
                 losses.append(loss)
             self.iteration += 1
@@ -484,21 +496,55 @@ class Training:
         hr = hr.float() / 255 if hr.dtype == torch.uint8 else hr
         return hr, lr[0] if lr else degrade_bicubic(hr, self.recipe.scale)
 
-    def _step(self, module: nn.Module, stage: Stage, hr: Tensor, lr: Tensor) -> Tensor:
-        sr = module(lr)
-        loss = _distance(sr, hr, stage)
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = self.teacher(lr).clamp(0, 1)
-            share = self.recipe.teacher_share
-            loss = (1 - share) * loss + share * _distance(sr, taught, stage)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+    def _gradients(self, module: nn.Module, stage: Stage) -> Callable[[Sequence[Tensor]], Tensor]:
+        """What gives the loss of a batch and leaves its gradients, clipped, with the parameters."""
+
+        def loss_of(lr: Tensor, hr: Tensor, taught: Tensor | None) -> Tensor:
+            sr = module(lr)
+            loss = _distance(sr, hr, stage)
+            if taught is not None:
+                share = self.recipe.teacher_share
+                loss = (1 - share) * loss + share * _distance(sr, taught, stage)
+            return loss
+
+        if self.compile:
+            loss_of = torch.compile(loss_of, dynamic=False)
+
+        def compute(batch: Sequence[Tensor]) -> Tensor:
+            hr, lr = self._pair(batch)
+            taught = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught = self.teacher(lr).clamp(0, 1)
+            loss = loss_of(lr, hr, taught)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+            return loss.detach()
+
+        if self.device.type == "cuda" and self.world == 1:
+            return RecordedGradients(compute, self._forget)
+
+        def anew(batch: Sequence[Tensor]) -> Tensor:
+            self._forget()
+            return compute(batch)
+
+        return anew
+
+    def _forget(self) -> None:
+        for value in self.network.parameters():
+            value.grad = None
+
+    def _step(self, gradients: Callable[[Sequence[Tensor]], Tensor], batch: Sequence[Tensor]) -> Tensor:
+        try:
+            loss = gradients(batch)
+        except Exception as error:  # noqa: BLE001 - a compiler raises whatever it trips over
+            raise as_compiler_error(error) or error from error.__cause__
         self._optimizer.step()
         decay = min(self.recipe.ema, (self.iteration + 1) / (self.iteration + 10))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - decay)
-        return loss.detach()
+        # Else the averages would hold the graph of every iteration that they are of.
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - decay)
+        return loss
 
     # --- what comes out
 
@@ -577,18 +623,13 @@ def _distance(sr: Tensor, hr: Tensor, stage: Stage) -> Tensor:
     difference = sr - hr
     loss = _mean(difference, stage)
     if stage.luma:
-        y = _mean(torch.einsum("bchw,c->bhw", difference, _luma_weights(sr.device)), stage)
+        red, green, blue = difference.unbind(1)
+        y = _mean(0.299 * red + 0.587 * green + 0.114 * blue, stage)
         loss = (1 - stage.luma) * loss + stage.luma * y
     if stage.frequency:
         spectra = torch.fft.rfft2(difference, norm="ortho")
         loss = loss + stage.frequency * spectra.abs().mean()
     return loss
-
-
-@lru_cache
-def _luma_weights(device: torch.device) -> Tensor:
-    """Kept: a copy to a GPU waits for all that is queued there."""
-    return torch.tensor([0.299, 0.587, 0.114], device=device)
 
 
 def _mean(difference: Tensor, stage: Stage) -> Tensor:
