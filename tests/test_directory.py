@@ -182,6 +182,19 @@ def test_a_trace_is_looked_at_before_the_work(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"shelf", "shelf/a.mp4"}
 
 
+def test_a_trace_is_of_one_clip(tmp_path: Path) -> None:
+    """The next clip's would take its place."""
+    (tmp_path / "shelf").mkdir()
+    make_clip(tmp_path / "shelf" / "a.mp4", frames=4)
+    options = UpscaleOptions(model="bicubic", trace=tmp_path / "trace.json")
+    upscale_directory(tmp_path / "shelf", tmp_path / "one", options)
+    assert (tmp_path / "trace.json").exists()
+    make_clip(tmp_path / "shelf" / "b.mp4", frames=4)
+    with pytest.raises(UsageError, match=r"--trace .*trace.json: shows one clip's stages, and there are 2"):
+        upscale_directory(tmp_path / "shelf", tmp_path / "two", options)
+    assert not (tmp_path / "two").exists()
+
+
 def test_what_depends_on_the_clip_stays_with_the_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shelf = tmp_path / "shelf"
     shelf.mkdir()

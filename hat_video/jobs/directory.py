@@ -176,6 +176,8 @@ def _refuse_for_all(clips: Sequence[Clip], options: UpscaleOptions, model: Model
         so it is refused once a real clip fails, too.
     """
     check_report(options.trace, "--trace")
+    if options.trace is not None and len(clips) > 1:
+        raise UsageError(f"--trace {options.trace}: shows one clip's stages, and there are {len(clips)}; give one")
     if options.rate is not None and not any(is_sequence(clip.source) for clip in clips):
         raise UsageError(
             f"--rate {options.rate}: is for numbered pictures (frame_%04d.png); clips have times of their own"
