@@ -245,6 +245,14 @@ def test_the_command_measures_and_writes(stills: Path, tmp_path: Path, capsys: p
     assert read_picture(sheet).shape[3] == 8 + 4 * 64 + 3 * 8 + 8
 
 
+def test_stills_are_measured_in_fp32_whatever_the_machine_is_fast_in(stills: Path) -> None:
+    found = {
+        precision: evaluate(["hat-pico"], 2, stills=[stills], precision=precision).stills["hat-pico"]
+        for precision in ("auto", "fp32", "bf16")
+    }
+    assert found["auto"] == found["fp32"] != found["bf16"]
+
+
 def test_figures_that_json_has_not(tmp_path: Path) -> None:
     save(tmp_path / "Flat/HR/a.png", np.full((40, 40, 3), 90, np.uint8))
     found = json.loads(evaluate(["bicubic"], 2, stills=[tmp_path / "Flat"]).to_json())

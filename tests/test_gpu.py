@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -347,27 +348,39 @@ def test_a_training_step_is_queued_without_waiting_for_the_gpu(tiles: Path, tmp_
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_recorded_step_computes_what_was_recorded(tiles: Path, tmp_path: Path, compile: bool) -> None:  # noqa: A002
-    stage = Stage("finetune", iterations=4, rate=1e-3, batch=4, patch=16, loss="psnr", luma=0.75, attention_pool=16)
-    recipe = replace(RECIPE, stages=(stage,), precision="fp32")
-    training = Training(recipe, tiles, tmp_path, device="cuda", compile=compile)
-    training._pool_as(stage)
-    module = training._shared_out()
-    gradients = training._gradients(module, stage)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.02), ("bf16", 0.08)])
+def test_a_recorded_step_computes_what_was_recorded(
+    tiles: Path,
+    tmp_path: Path,
+    precision: Literal["fp32", "bf16"],
+    tolerance: float,
+    compile: bool,  # noqa: A002
+) -> None:
+    """Of new pictures, with new weights, and in a stage whose channel attention pools otherwise."""
+    stages = tuple(Stage(f"pool {box}", 9, 1e-3, 4, 16, loss="psnr", luma=0.75, attention_pool=box) for box in (0, 16))
+    training = Training(
+        replace(RECIPE, stages=stages, precision=precision), tiles, tmp_path, device="cuda:0", compile=compile
+    )
+    module, parameters = training._shared_out(), list(training.network.parameters())
 
-    def reference(hr: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def reference(hr: torch.Tensor, stage: Stage) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         # A graph that stays alive is a recording's enemy: it keeps nodes that belong to another stream.
         hr, lr = training._pair((hr,))
         loss = _distance(module(lr), hr, stage)
-        return loss.detach(), torch.autograd.grad(loss, list(training.network.parameters()))
+        return loss.detach(), torch.autograd.grad(loss, parameters)
 
-    for seed in range(6):
-        hr = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-        loss = gradients((hr.pin_memory(),))
-        expected, theirs = reference(hr)
-        parameters = list(training.network.parameters())
-        norm = torch.stack([value.norm() for value in theirs]).norm()
-        clipped = (recipe.clip / norm).clamp(max=1)
-        torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-5)
-        errors = [(value.grad - clipped * own).norm() for value, own in zip(parameters, theirs, strict=True)]
-        assert torch.stack(errors).norm() < 0.02 * clipped * norm
+    for stage in stages:
+        training._enter(stage, 0)
+        gradients = training._gradients(module, stage)
+        for seed in range(6):
+            generator = torch.Generator().manual_seed(seed)
+            hr = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator).pin_memory()
+            expected, theirs = reference(hr, stage)
+            before = [value.detach().clone() for value in parameters]
+            loss = training._step(gradients, (hr,))
+            norm = torch.stack([value.norm() for value in theirs]).norm()
+            clipped = (training.recipe.clip / norm).clamp(max=1)
+            torch.testing.assert_close(loss, expected, rtol=tolerance, atol=1e-4)
+            errors = [(value.grad - clipped * own).norm() for value, own in zip(parameters, theirs, strict=True)]
+            assert torch.stack(errors).norm() < tolerance * clipped * norm
+            assert any(not torch.equal(old, new) for old, new in zip(before, parameters, strict=True))

@@ -121,7 +121,7 @@ def evaluate(
         crf: how strongly the small clips are compressed; each clip is evaluated at each.
         frames: of each clip, at most.
         device: see `Upscaler`.
-        precision: likewise.
+        precision: likewise, but `auto` is fp32 on stills: the field's figures are, and the machine must not show.
         sheet: where to write a sheet of crops.
         crop: x, y, width, height of the sheet's crops in the original; chosen by detail if None.
         on_step: is told what comes next.
@@ -159,7 +159,7 @@ def evaluate(
 
     scores: dict[str, tuple[StillsResult, ...]] = {}
     for label, model in loaded.items() if stills else ():
-        upscaler = Upscaler(model, device=device, precision=precision)
+        upscaler = Upscaler(model, device=device, precision="fp32" if precision == "auto" else precision)
         results = []
         for folder in stills:
             say(f"{set_name(folder)}: {label}")

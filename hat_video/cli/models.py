@@ -170,7 +170,8 @@ def evaluate_command(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="the network's arithmetic")
+        Literal["auto", "fp32", "bf16", "fp16"],
+        typer.Option(help="the network's arithmetic; auto: on stills fp32, on clips the command's own"),
     ] = "auto",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the tables only")] = False,
     verbose: Verbose = False,

@@ -128,19 +128,19 @@ def as_compiler_error(error: Exception) -> OptionError | None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Whether `--compile` can be had.
+    """Makes torch's compiler ready for `--compile`.
 
     Raises:
         OptionError: there is no compiler for the device's code here.
     """
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise OptionError("--compile: needs a C++ compiler, and there is none; install g++, or leave it out")
+    # Beyond its limit torch would go on without compiling and say nothing.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
 
 
 def _compiled(network: FastHAT | FastCNN, device: torch.device) -> FastHAT | FastCNN:
     check_compiler(device)
-    # Beyond its limit torch would go on without compiling and say nothing.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
     for block in network.blocks():
         # Were shapes left open after the second one, the order in which they come would be in the result.
         block.compile(dynamic=False)

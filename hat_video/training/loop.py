@@ -154,12 +154,14 @@ class Training:
         self.device = choose_device(device)
         if self.world > 1 and self.device == torch.device("cuda"):
             self.device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        if compile:
+            check_compiler(self.device)
+            if self.world > 1:
+                raise UsageError(f"--compile: is for one process, and there are {self.world}; leave it out")
         for stage in recipe.stages:
             units = stage.batch // (SHOT if recipe.degradation == "video" else 1)
             if units % self.world:
                 raise UsageError(f"batch {stage.batch}: cannot be shared between {self.world} processes in whole parts")
-        if compile:
-            check_compiler(self.device)
         self._check_stills()
         self._tiles = {stage.name: self._tiles_of(stage, tiles) for stage in recipe.stages}
         state = self._read_state()
@@ -496,10 +498,10 @@ class Training:
         hr = hr.float() / 255 if hr.dtype == torch.uint8 else hr
         return hr, lr[0] if lr else degrade_bicubic(hr, self.recipe.scale)
 
-    def _gradients(self, module: nn.Module, stage: Stage) -> Callable[[Sequence[Tensor]], Tensor]:
-        """What gives the loss of a batch and leaves its gradients, clipped, with the parameters."""
+    def _gradients(self, module: nn.Module, stage: Stage) -> Callable[[Tensor, Tensor], Tensor]:
+        """What gives the loss of (HR, LR) and leaves its gradients, clipped, with the parameters."""
 
-        def loss_of(lr: Tensor, hr: Tensor, taught: Tensor | None) -> Tensor:
+        def loss_of(hr: Tensor, lr: Tensor, taught: Tensor | None) -> Tensor:
             sr = module(lr)
             loss = _distance(sr, hr, stage)
             if taught is not None:
@@ -510,23 +512,22 @@ class Training:
         if self.compile:
             loss_of = torch.compile(loss_of, dynamic=False)
 
-        def compute(batch: Sequence[Tensor]) -> Tensor:
-            hr, lr = self._pair(batch)
+        def compute(hr: Tensor, lr: Tensor) -> Tensor:
             taught = None
             if self.teacher is not None:
                 with torch.no_grad():
                     taught = self.teacher(lr).clamp(0, 1)
-            loss = loss_of(lr, hr, taught)
+            loss = loss_of(hr, lr, taught)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
             return loss.detach()
 
         if self.device.type == "cuda" and self.world == 1:
-            return RecordedGradients(compute, self._forget)
+            return RecordedGradients(compute, self._forget, self.device)
 
-        def anew(batch: Sequence[Tensor]) -> Tensor:
+        def anew(hr: Tensor, lr: Tensor) -> Tensor:
             self._forget()
-            return compute(batch)
+            return compute(hr, lr)
 
         return anew
 
@@ -534,11 +535,14 @@ class Training:
         for value in self.network.parameters():
             value.grad = None
 
-    def _step(self, gradients: Callable[[Sequence[Tensor]], Tensor], batch: Sequence[Tensor]) -> Tensor:
+    def _step(self, gradients: Callable[[Tensor, Tensor], Tensor], batch: Sequence[Tensor]) -> Tensor:
+        hr, lr = self._pair(batch)
         try:
-            loss = gradients(batch)
-        except Exception as error:  # noqa: BLE001 - a compiler raises whatever it trips over
-            raise as_compiler_error(error) or error from error.__cause__
+            loss = gradients(hr, lr)
+        except Exception as error:
+            if (known := as_compiler_error(error)) is None:
+                raise
+            raise known from error.__cause__
         self._optimizer.step()
         decay = min(self.recipe.ema, (self.iteration + 1) / (self.iteration + 10))
         # Else the averages would hold the graph of every iteration that they are of.

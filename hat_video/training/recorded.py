@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,48 +20,53 @@ class RecordedGradients:
     than a GPU to compute them. A recording is queued at once, and computes the same.
 
     Args:
-        compute: fills the parameters' `grad`, which are None before, and returns the loss, a scalar on the GPU. It must
-            do the same for every batch, and wait for nothing.
+        compute: of (HR, LR), fills the parameters' `grad`, which are None before, and returns the loss, a scalar. It
+            must do the same for every pair, wait for nothing, and read no tensor that may be freed meanwhile.
         forget: sets every `grad` to None.
+        device: the GPU.
 
     Source: "Whole-network capture", notes on CUDA graphs of PyTorch.
     """
 
-    def __init__(self, compute: Callable[[Sequence[Tensor]], Tensor], forget: Callable[[], None]) -> None:
-        self._compute, self._forget = compute, forget
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    def __init__(
+        self, compute: Callable[[Tensor, Tensor], Tensor], forget: Callable[[], None], device: torch.device
+    ) -> None:
+        self._compute, self._forget, self._device = compute, forget, device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._seen = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: tuple[Tensor, ...] = ()
+        self._hr: Tensor
+        self._lr: Tensor
         self._loss: Tensor
 
-    def __call__(self, batch: Sequence[Tensor]) -> Tensor:
-        """The loss of a batch of tensors, on any device, whose shapes and dtypes are those of the first."""
-        if self._seen < _WARM_UP:
-            self._seen += 1
-            return self._first(batch)
-        if self._graph is None:
-            self._record(batch)
-        assert self._graph is not None
-        for kept, part in zip(self._inputs, batch, strict=True):
-            kept.copy_(part, non_blocking=True)
-        self._graph.replay()
-        return self._loss.clone()
+    def __call__(self, hr: Tensor, lr: Tensor) -> Tensor:
+        """The loss of a pair on the GPU, of the first one's shapes and dtypes."""
+        with torch.cuda.device(self._device):
+            if self._seen < _WARM_UP:
+                self._seen += 1
+                return self._first(hr, lr)
+            if self._graph is None:
+                self._graph = self._recorded(hr, lr)
+            self._hr.copy_(hr)
+            self._lr.copy_(lr)
+            self._graph.replay()
+            return self._loss.clone()
 
-    def _first(self, batch: Sequence[Tensor]) -> Tensor:
+    def _first(self, hr: Tensor, lr: Tensor) -> Tensor:
         """Not recorded, but on the stream that will be."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             self._forget()
-            loss = self._compute([part.to("cuda", non_blocking=True) for part in batch])
+            loss = self._compute(hr, lr)
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss
 
-    def _record(self, batch: Sequence[Tensor]) -> None:
-        self._inputs = tuple(torch.empty_like(part, device="cuda") for part in batch)
+    def _recorded(self, hr: Tensor, lr: Tensor) -> torch.cuda.CUDAGraph:
+        self._hr, self._lr = torch.empty_like(hr), torch.empty_like(lr)
         # What is found as None is written anew at each playing, and not added to.
         self._forget()
-        self._graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         # Of this thread alone: the loader's pins memory meanwhile, which would spoil a recording of all of them.
-        with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
-            self._loss = self._compute(self._inputs)
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            self._loss = self._compute(self._hr, self._lr)
+        return graph
