@@ -91,9 +91,9 @@ _SHIPPED = (
         "Apache-2.0",
         "included",
         {
-            2: "9ac1adf46ad9d48cd9c5e91a761038103189cc47b5cb2543cd76a634e024f158",
+            2: "f8a30485499711f93c70e5a640042933dbe4c3f161c0280132a3c42761633d30",
             3: "4b50033562c7173cc83d5e137b2d18208761e2a2c63f47d7ebf2b26d3afd80f4",
-            4: "e16b932dcb1e757c33b90964358bd0c0eef89def2a9105a6b7e1e5fc08d379a9",
+            4: "1d27ba65de36d53cdf7e33e50d5f90c2c5ff16d0b085c6eae88980afdd51a7f2",
         },
         is_included=True,
     ),
@@ -104,7 +104,7 @@ _SHIPPED = (
         97_878,
         "Apache-2.0",
         "included",
-        {2: "5c92d1baf1799ae58969b1d9002d4acd783d8da18fceaae14e9dcaed92c9978b"},
+        {2: "fb66bd20085b20aeb892e2d5b286b0c1ca3590339b123a65d6661459da0a10e7"},
         is_included=True,
     ),
     ModelFacts(
