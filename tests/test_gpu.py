@@ -337,7 +337,7 @@ def test_a_training_on_the_gpu_goes_on_where_it_stopped(tiles: Path, tmp_path: P
 def test_a_training_step_is_queued_without_waiting_for_the_gpu(tiles: Path, tmp_path: Path) -> None:
     stage = Stage("finetune", iterations=4, rate=1e-3, batch=4, patch=16, loss="l2", luma=0.75)
     training = Training(replace(RECIPE, stages=(stage,)), tiles, tmp_path, device="cuda")
-    gradients = training._gradients(training._shared_out(), training.recipe.stages[0])
+    gradients = training._gradients(training._shared_out(), stage)
     hr = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8).pin_memory()
     for mode in ("default", "default", "error", "default", "error"):  # the fourth is recorded, the fifth played back
         torch.cuda.set_sync_debug_mode(mode)

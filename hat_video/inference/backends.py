@@ -18,7 +18,7 @@ from hat_video.inference.precision import DTYPES, has_fast_bf16
 from hat_video.model.cnn import CNN, CNNConfig
 from hat_video.model.hat import HAT, HATConfig
 
-__all__ = ["Backend", "Network", "as_compiler_error", "build", "check_compiler", "choose_backend"]
+__all__ = ["Backend", "Network", "as_compiler_error", "build", "choose_backend", "prepare_compiler"]
 
 Backend = Literal["torch", "torch-compiled", "openvino"]
 
@@ -127,7 +127,7 @@ def as_compiler_error(error: Exception) -> OptionError | None:
     return OptionError(f"--compile: torch's compiler fails here: {first}; leave it out")
 
 
-def check_compiler(device: torch.device) -> None:
+def prepare_compiler(device: torch.device) -> None:
     """Makes torch's compiler ready for `--compile`.
 
     Raises:
@@ -140,7 +140,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def _compiled(network: FastHAT | FastCNN, device: torch.device) -> FastHAT | FastCNN:
-    check_compiler(device)
+    prepare_compiler(device)
     for block in network.blocks():
         # Were shapes left open after the second one, the order in which they come would be in the result.
         block.compile(dynamic=False)

@@ -32,7 +32,7 @@ from hat_video.analysis.metrics import crop_border, luma, psnr
 from hat_video.analysis.stills import check_stills, evaluate_stills, set_name
 from hat_video.errors import CancelledError, ModelError, OutputError, UsageError
 from hat_video.files import remove_unfinished, write_atomically
-from hat_video.inference.backends import as_compiler_error, check_compiler
+from hat_video.inference.backends import as_compiler_error, prepare_compiler
 from hat_video.inference.optimize import optimize
 from hat_video.inference.upscaler import choose_device
 from hat_video.model.checkpoint import Checkpoint, load_network, read_checkpoint
@@ -155,7 +155,7 @@ class Training:
         if self.world > 1 and self.device == torch.device("cuda"):
             self.device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         if compile:
-            check_compiler(self.device)
+            prepare_compiler(self.device)
             if self.world > 1:
                 raise UsageError(f"--compile: is for one process, and there are {self.world}; leave it out")
         for stage in recipe.stages:
@@ -513,6 +513,7 @@ class Training:
             loss_of = torch.compile(loss_of, dynamic=False)
 
         def compute(hr: Tensor, lr: Tensor) -> Tensor:
+            self.network.zero_grad()
             taught = None
             if self.teacher is not None:
                 with torch.no_grad():
@@ -523,17 +524,8 @@ class Training:
             return loss.detach()
 
         if self.device.type == "cuda" and self.world == 1:
-            return RecordedGradients(compute, self._forget, self.device)
-
-        def anew(hr: Tensor, lr: Tensor) -> Tensor:
-            self._forget()
-            return compute(hr, lr)
-
-        return anew
-
-    def _forget(self) -> None:
-        for value in self.network.parameters():
-            value.grad = None
+            return RecordedGradients(compute, self.device)
+        return compute
 
     def _step(self, gradients: Callable[[Tensor, Tensor], Tensor], batch: Sequence[Tensor]) -> Tensor:
         hr, lr = self._pair(batch)

@@ -20,18 +20,16 @@ class RecordedGradients:
     than a GPU to compute them. A recording is queued at once, and computes the same.
 
     Args:
-        compute: of (HR, LR), fills the parameters' `grad`, which are None before, and returns the loss, a scalar. It
-            must do the same for every pair, wait for nothing, and read no tensor that may be freed meanwhile.
-        forget: sets every `grad` to None.
+        compute: of (HR, LR), sets every `grad` to None, fills them, and returns the loss, a scalar. It must do the same
+            for every pair, wait for nothing, and read no tensor that may be freed meanwhile. A `grad` that is None when
+            it is recorded is written anew at each playing, and not added to.
         device: the GPU.
 
     Source: "Whole-network capture", notes on CUDA graphs of PyTorch.
     """
 
-    def __init__(
-        self, compute: Callable[[Tensor, Tensor], Tensor], forget: Callable[[], None], device: torch.device
-    ) -> None:
-        self._compute, self._forget, self._device = compute, forget, device
+    def __init__(self, compute: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> None:
+        self._compute, self._device = compute, device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._seen = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -56,15 +54,12 @@ class RecordedGradients:
         """Not recorded, but on the stream that will be."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            self._forget()
             loss = self._compute(hr, lr)
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss
 
     def _recorded(self, hr: Tensor, lr: Tensor) -> torch.cuda.CUDAGraph:
         self._hr, self._lr = torch.empty_like(hr), torch.empty_like(lr)
-        # What is found as None is written anew at each playing, and not added to.
-        self._forget()
         graph = torch.cuda.CUDAGraph()
         # Of this thread alone: the loader's pins memory meanwhile, which would spoil a recording of all of them.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
